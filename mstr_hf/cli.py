@@ -1,0 +1,253 @@
+"""The command line: `mstr read` and `mstr install-checkpoint`."""
+
+import argparse
+import glob
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from PIL import Image
+from tqdm import tqdm
+
+# torch and transformers take seconds to import: the commands import them once they need them.
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""What is read of a folder."""
+
+_WINDOW = 16  # batches that are sorted by width together; their readings come out together
+
+Reading: TypeAlias = dict[str, Any]
+
+_EXIT_CODES = "exit codes: 0 all done, 1 some inputs failed (named on stderr), 2 nothing could be done"
+
+
+class CommandError(Exception):
+    """What keeps a command from doing anything; the message is one line for the user."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        argv: The arguments; those of the process by default.
+
+    Returns:
+        The exit code: 0 all done, 1 some inputs failed, 2 nothing could be done.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except CommandError as error:
+        print(f"mstr: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The output's reader has seen enough, as in `mstr read ... | head`. Python flushes again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mstr", description="Read photographed words of many scripts.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    read = commands.add_parser(
+        "read",
+        help="read word images",
+        description="Read word images, one line an image: path, text, script and confidence, between tabs.",
+        epilog=_EXIT_CODES,
+    )
+    add = read.add_argument
+    add("paths", nargs="+", metavar="PATH", help="image file, folder of images or glob pattern")
+    add("--json", action="store_true", help="print all there is of a reading, one JSON object an image")
+    add("--lang", type=_languages, metavar="hi,en", help="read characters of these languages only")
+    add("--alternatives", type=_at_least(0), default=0, metavar="N", help="add the N next best readings")
+    add("--model", metavar="NAME", help="folder or Hub repository (default: the bundled checkpoint)")
+    add("--device", help="such as cpu or cuda:0 (default: a GPU if there is one)")
+    add("--batch-size", type=_at_least(1), default=32, metavar="N", help="images at a time (default: 32)")
+    read.set_defaults(run=_read)
+
+    install = commands.add_parser(
+        "install-checkpoint",
+        help="make the bundled checkpoint load by its Hub name",
+        description="Put the bundled checkpoint into the Hub's cache, so that "
+        'AutoModel.from_pretrained("mstr/refiner-6lang") works without network.',
+        epilog=_EXIT_CODES,
+    )
+    install.add_argument("--cache-dir", metavar="FOLDER", help="default: the cache of the Hub's library")
+    install.set_defaults(run=_install_checkpoint)
+    return parser
+
+
+def _at_least(minimum: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"{text!r}: give a whole number, {minimum} or more")
+        return int(text)
+
+    return number
+
+
+def _languages(text: str) -> list[str]:
+    languages = [lang.strip() for lang in text.split(",")]
+    if not all(languages):
+        raise argparse.ArgumentTypeError(f"{text!r}: give language codes with commas between, such as hi,en")
+    return languages
+
+
+def _install_checkpoint(arguments: argparse.Namespace) -> int:
+    from mstr_hf.hub.cache import REPO_ID, install_checkpoint
+
+    try:
+        installed = install_checkpoint(arguments.cache_dir)
+    except OSError as error:
+        raise CommandError(f"cannot install {REPO_ID}: {error}") from error
+    print(f"{REPO_ID} {'installed' if installed.changed else 'was there already'}: {installed.snapshot}")
+    print(f"revision {installed.revision}")
+    return 0
+
+
+def _read(arguments: argparse.Namespace) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Any script in any locale. A file name that is not UTF-8 is escaped as JSON escapes it.
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
+    paths = []
+    failed = 0
+    for argument in arguments.paths:
+        found = _find_images(argument)
+        if not found:
+            reason = "no images in this folder" if os.path.isdir(argument) else "no such file"
+            print(f"{argument}: {reason}", file=sys.stderr)
+            failed += 1
+        paths += found
+    if not paths:
+        return 2
+
+    reader = _Reader(arguments.model, arguments.device, arguments.lang)
+    read = 0
+    quiet = len(paths) <= arguments.batch_size or not sys.stderr.isatty()
+    with tqdm(total=len(paths), unit="image", disable=quiet) as progress:
+        readings = reader.read(paths, arguments.batch_size, arguments.alternatives, progress)
+        for path, reading in readings:
+            if isinstance(reading, ValueError):
+                failed += 1
+                tqdm.write(str(reading), file=sys.stderr)
+            else:
+                read += 1
+                tqdm.write(_json_line(path, reading) if arguments.json else _text_line(path, reading))
+    return 2 if not read else 1 if failed else 0
+
+
+def _find_images(argument: str) -> list[Path]:
+    """Lists the images that an argument stands for, sorted; folders are searched through and through."""
+    if os.path.isdir(argument):
+        files = Path(argument).rglob("[!.]*")
+        return sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    if os.path.exists(argument):
+        return [Path(argument)]
+    # A quoted pattern, or one that the shell has no match for.
+    return [image for match in sorted(glob.glob(argument, recursive=True)) for image in _find_images(match)]
+
+
+def _json_line(path: Path, reading: Reading) -> str:
+    return json.dumps({"path": str(path), **reading}, ensure_ascii=False)
+
+
+def _text_line(path: Path, reading: Reading) -> str:
+    fields = [str(path), reading["text"], reading["script"], f"{reading['score']:.3f}"]
+    return "\t".join(fields + [alternative["text"] for alternative in reading["alternatives"]])
+
+
+class _Reader:
+    """A checkpoint, loaded to read files."""
+
+    def __init__(self, name: str | None, device: str | None, languages: list[str] | None):
+        import torch
+        from transformers import AutoModel, AutoProcessor
+        from transformers.utils import logging
+
+        from mstr_hf.hub.cache import CHECKPOINT
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        name = name or str(CHECKPOINT)
+        try:
+            model = AutoModel.from_pretrained(name).eval()
+            processor = AutoProcessor.from_pretrained(name)
+        except (
+            Exception
+        ) as error:  # A damaged or foreign checkpoint makes the libraries stumble over anything.
+            raise CommandError(f"no model in {name}: {_first_line(error)}") from error
+        if not hasattr(model, "recognise"):
+            raise CommandError(f"{name} is a {type(model).__name__}: name a model that reads words")
+        known = sorted(token[6:-1] for token in processor.tokenizer.get_vocab() if token.startswith("<lang="))
+        if unknown := [lang for lang in languages or () if lang not in known]:
+            raise CommandError(f"--lang: unknown language {', '.join(unknown)}: use {', '.join(known)}")
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            self._model = model.to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise CommandError(f"--device {device}: {_first_line(error)}") from error
+        self._processor = processor
+        self._languages = languages
+
+    def read(
+        self, paths: Sequence[Path], batch_size: int, alternatives: int, progress: tqdm
+    ) -> Iterator[tuple[Path, Reading | ValueError]]:
+        """Yields each path, in the order given, with its reading or the reason why there is none."""
+        window = _WINDOW * batch_size
+        for start in range(0, len(paths), window):
+            part = paths[start : start + window]
+            # A batch is as wide as its widest image.
+            order = sorted(range(len(part)), key=lambda index: _ratio(part[index]))
+            results: dict[int, Reading | ValueError] = {}
+            for first in range(0, len(order), batch_size):
+                batch = order[first : first + batch_size]
+                readings = self._read_batch([part[index] for index in batch], alternatives)
+                results.update(zip(batch, readings, strict=True))
+                progress.update(len(batch))
+            yield from ((path, results[index]) for index, path in enumerate(part))
+
+    def _read_batch(self, paths: Sequence[Path], alternatives: int) -> list[Reading | ValueError]:
+        from mstr_hf.models.image_processing_mstr import load_image
+
+        results: list[Reading | ValueError] = []
+        images = []
+        for path in paths:
+            try:
+                images.append(load_image(path))
+                results.append({})
+            except ValueError as error:
+                results.append(error)
+        if images:
+            inputs = self._processor(images=images, return_tensors="pt").to(self._model.device)
+            readings = self._model.recognise(
+                **inputs, languages=self._languages, num_alternatives=alternatives
+            )
+            slots = [result for result in results if not isinstance(result, ValueError)]
+            for slot, reading in zip(slots, readings, strict=True):
+                slot.update(reading)
+        return results
+
+
+def _ratio(path: Path) -> float:
+    """Returns width / height as the file's header has them, 0 if it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return image.width / image.height
+    except Exception:  # What is wrong, `load_image` will say.
+        return 0
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

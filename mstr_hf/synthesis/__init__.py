@@ -1,0 +1,1 @@
+"""Synthetic characters and words: fonts, words, shaping, photographic degradation."""

@@ -1,0 +1,182 @@
+"""Turn ink into a photograph of a word: background, neighbours, geometry, light, optics, sensor, compression.
+
+Everything works on one grey channel, which is what the image processor feeds the models. All randomness comes from
+the generator that is passed in, so an image is a function of its seed.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+# One word in a hundred drawn below this contrast is noise to learn from, not a word.
+MIN_CONTRAST = 28.0
+
+
+def paper(rng: np.random.Generator, height: int, width: int, level: float) -> np.ndarray:
+    """A background of about the given grey level: flat, gradient, mottled, striped or with panels; float32 `[H, W]`."""
+    image = np.full((height, width), level, np.float32)
+    kind = rng.random()
+    if kind < 0.35:
+        return image
+    if kind < 0.6:
+        angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(5, 60)
+        ys, xs = np.mgrid[0:height, 0:width].astype(np.float32)
+        ramp = np.cos(angle) * (xs / width - 0.5) + np.sin(angle) * (ys / height - 0.5)
+        return image + strength * ramp
+    if kind < 0.85:
+        for cell in (2, 6, 16):
+            small = rng.normal(0, rng.uniform(0, 14), (max(2, height // cell), max(2, width // cell)))
+            image += cv2.resize(small.astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
+        return image
+    for _ in range(rng.integers(1, 4)):
+        x0, x1 = np.sort(rng.integers(-width // 4, width + width // 4, 2))
+        y0, y1 = np.sort(rng.integers(-height // 4, height + height // 4, 2))
+        cv2.rectangle(image, (int(x0), int(y0)), (int(x1), int(y1)), float(level + rng.normal(0, 35)), -1)
+    return image
+
+
+def _levels(rng: np.random.Generator) -> tuple[float, float]:
+    """Grey levels of paper and ink; signs are about as often light on dark as dark on light."""
+    while True:
+        back, ink = rng.uniform(10, 250, 2)
+        if abs(back - ink) >= MIN_CONTRAST + (90 if rng.random() < 0.75 else 15):
+            return float(back), float(ink)
+
+
+def compose(rng: np.random.Generator, mask: np.ndarray, neighbours: np.ndarray | None = None) -> np.ndarray:
+    """Paint coverage onto paper with optional outline, shadow and neighbouring ink.
+
+    Args:
+        rng: Source of randomness.
+        mask: Coverage of the word, uint8 `[H, W]`.
+        neighbours: Coverage of other text that the crop happens to show, same shape.
+
+    Returns:
+        Grey image, float32 `[H, W]`, about 0 to 255.
+    """
+    height, width = mask.shape
+    back, ink = _levels(rng)
+    image = paper(rng, height, width, back)
+    alpha = mask.astype(np.float32) / 255
+    if neighbours is not None:
+        image += (neighbours.astype(np.float32) / 255) * (ink - image)
+    effect = rng.random()
+    if effect < 0.14:
+        reach = max(1, round(height * rng.uniform(0.02, 0.07)))
+        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
+        outline = float(np.clip(ink + rng.choice((-1, 1)) * rng.uniform(50, 200), 0, 255))
+        image += cv2.dilate(alpha, kernel) * (outline - image)
+    elif effect < 0.28:
+        reach = height * 0.1
+        move = np.float32([[1, 0, rng.uniform(-reach, reach)], [0, 1, rng.uniform(0, reach)]])
+        shadow = cv2.GaussianBlur(cv2.warpAffine(alpha, move, (width, height)), (0, 0), rng.uniform(0.4, 2.5))
+        image += shadow * rng.uniform(0.3, 0.9) * (min(back, ink) * rng.uniform(0.1, 0.8) - image)
+    elif effect < 0.32:
+        # Hollow letters: only the rim is painted.
+        reach = max(1, round(height * 0.025))
+        rim = alpha - cv2.erode(alpha, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8))
+        if rim.sum() > 0.5 * alpha.sum():
+            alpha = rim
+    fill = np.float32(ink)
+    if rng.random() < 0.2:
+        fill = np.linspace(ink, ink + rng.uniform(-50, 50), height, dtype=np.float32)[:, None]
+    return image + alpha * (fill - image)
+
+
+def random_homography(rng: np.random.Generator, height: int, width: int, severity: float) -> np.ndarray:
+    """Small rotation, shear and perspective about the centre; `[3, 3]`."""
+    angle = rng.normal(0, 2.2 * severity) * min(1.0, 4 * height / width)
+    shear = rng.normal(0, 0.08 * severity)
+    cx, cy = width / 2, height / 2
+    rotation = cv2.getRotationMatrix2D((cx, cy), angle, 1.0)
+    matrix = np.vstack([rotation, [0, 0, 1]])
+    matrix = np.array([[1, shear, -shear * cy], [0, 1, 0], [0, 0, 1]]) @ matrix
+    tilt = np.array([[1, 0, 0], [0, 1, 0], [rng.normal(0, 0.05 * severity) / width, rng.normal(0, 0.05) / height, 1]])
+    centre = np.array([[1, 0, cx], [0, 1, cy], [0, 0, 1]])
+    return centre @ tilt @ np.linalg.inv(centre) @ matrix
+
+
+def bend(rng: np.random.Generator, mask: np.ndarray, amplitude: float) -> np.ndarray:
+    """Shift columns along an arc or a wave of the given amplitude in pixels; the mask must have that much margin."""
+    height, width = mask.shape
+    xs = np.linspace(-1, 1, width, dtype=np.float32)
+    curve = amplitude * (xs**2 - 0.5) if rng.random() < 0.7 else amplitude * np.sin(xs * np.pi) * 0.6
+    map_y = np.arange(height, dtype=np.float32)[:, None] + curve[None]
+    map_x = np.broadcast_to(np.arange(width, dtype=np.float32)[None], map_y.shape)
+    return cv2.remap(mask, np.ascontiguousarray(map_x), map_y, cv2.INTER_LINEAR)
+
+
+def degrade(rng: np.random.Generator, image: np.ndarray, severity: float) -> np.ndarray:
+    """Photographic damage under one severity budget.
+
+    Args:
+        rng: Source of randomness.
+        image: Grey image, float32 `[H, W]`.
+        severity: 0 (clean) to 1 (barely legible); scales both how many and how strong the operations are.
+
+    Returns:
+        Grey image, uint8 `[H, W]`.
+    """
+    height, width = image.shape
+
+    def happens(probability: float) -> bool:
+        return rng.random() < probability * (0.3 + severity)
+
+    if happens(0.3):  # uneven light: a shadow edge or a lamp
+        ys, xs = np.mgrid[0:height, 0:width].astype(np.float32)
+        angle = rng.uniform(0, 2 * np.pi)
+        field = np.cos(angle) * (xs / width - rng.uniform(0, 1)) + np.sin(angle) * (ys / height - rng.uniform(0, 1))
+        sharpness = rng.uniform(1, 4) if rng.random() < 0.7 else 30.0
+        image = image * (1 - rng.uniform(0.1, 0.55) / (1 + np.exp(-sharpness * 2 * field)))
+    if happens(0.1):  # glare
+        ys, xs = np.mgrid[0:height, 0:width].astype(np.float32)
+        radius = height * rng.uniform(0.2, 0.7)
+        spot = np.exp(-((xs - rng.uniform(0, width)) ** 2 + (ys - rng.uniform(0, height)) ** 2) / (2 * radius**2))
+        image = image + spot * rng.uniform(40, 160)
+    if happens(0.08):  # something in front: a wire, a pole, a leaf
+        thickness = max(1, round(height * rng.uniform(0.02, 0.07)))
+        ends = rng.uniform(0, 1, 4) * np.array([width, height, width, height])
+        start, end = (int(ends[0]), int(ends[1])), (int(ends[2]), int(ends[3]))
+        cv2.line(image, start, end, float(rng.uniform(0, 255)), thickness, cv2.LINE_AA)
+    if happens(0.45):  # defocus
+        image = cv2.GaussianBlur(image, (0, 0), height * rng.uniform(0.008, 0.012 + 0.045 * severity))
+    if happens(0.15):  # motion
+        length = max(2, round(height * rng.uniform(0.04, 0.06 + 0.16 * severity)))
+        kernel = np.zeros((length, length), np.float32)
+        cv2.line(kernel, (0, int(rng.integers(length))), (length - 1, int(rng.integers(length))), 1.0, 1)
+        image = cv2.filter2D(image, -1, kernel / kernel.sum())
+    if happens(0.5):  # far away: fewer pixels than the model's input
+        target = rng.uniform(max(9.0, 26 - 16 * severity), 30)
+        factor = min(1.0, target / height)
+        small = (max(4, round(width * factor)), max(4, round(height * factor)))
+        image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
+    if happens(0.4):  # sensor noise, alone or in blotches
+        noise = rng.normal(0, rng.uniform(2, 5 + 18 * severity), image.shape).astype(np.float32)
+        if rng.random() < 0.3:
+            noise = cv2.GaussianBlur(noise, (0, 0), 0.8) * 1.6
+        image = image + noise
+    if happens(0.5):  # exposure and tone
+        image = 255 * np.clip(image / 255, 0, 1) ** rng.uniform(0.6, 1.7)
+        image = (image - 128) * rng.uniform(0.6, 1.2) + 128 + rng.uniform(-25, 25)
+    pixels = np.clip(image, 0, 255).astype(np.uint8)
+    if happens(0.6):
+        quality = int(rng.integers(max(15, 70 - int(50 * severity)), 96))
+        pixels = cv2.imdecode(cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_GRAYSCALE)
+    if happens(0.08):  # a sharpening phone
+        soft = cv2.GaussianBlur(pixels, (0, 0), 1.0)
+        pixels = cv2.addWeighted(pixels, 1.8, soft, -0.8, 0)
+    return pixels
+
+
+def contrast(image: np.ndarray, mask: np.ndarray) -> float:
+    """Grey-level difference between what lies under the ink and around it, in units of 0 to 255.
+
+    Args:
+        image: The finished image, uint8 `[h, w]`.
+        mask: Coverage before degradation, uint8 `[H, W]`; resized to the image.
+    """
+    ink = cv2.resize(mask, image.shape[::-1], interpolation=cv2.INTER_AREA) > 127
+    if not ink.any() or ink.all():
+        return 0.0
+    return float(abs(np.median(image[ink].astype(np.float32)) - np.median(image[~ink].astype(np.float32))))

@@ -1,0 +1,208 @@
+"""Synthetic word images, deterministic by seed and index, for streaming into training."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from mstr_hf.models.text import visual_order
+
+from .augmentation import MIN_CONTRAST, bend, compose, contrast, degrade, random_homography
+from .fonts import Face, FontIndex, covers, hb_font
+from .rendering import Ink, random_style, render_line
+from .words import WordSource
+
+# Letters of these scripts touch their neighbours, so extra spacing would tear them apart.
+CONNECTED_LANGUAGES = frozenset({"hi", "mr", "bn", "as", "pa", "ar", "ur", "fa"})
+
+
+@dataclass(frozen=True)
+class SyntheticWord:
+    """One rendered word.
+
+    Attributes:
+        image: Grey, uint8 `[H, W]`, before the image processor's resize.
+        text: Normalised text in logical order.
+        lang: Language that the word was drawn from.
+        family: Font family.
+        centres: Column of each character's centre as a fraction of the width, in *visual* order, float32
+            `[len(text)]`; None where unknown.
+    """
+
+    image: np.ndarray
+    text: str
+    lang: str
+    family: str
+    centres: np.ndarray | None
+
+
+class WordSynthesiser:
+    """Draws word images of several languages.
+
+    Args:
+        fonts: Faces to draw in.
+        sources: Words, by language.
+        weights: Share of each language; equal when left out.
+        split: "train" or "heldout" font families.
+        severity: Upper end of the degradation budget, 0 to 1.
+        joiners: Joiners that are kept in labels.
+    """
+
+    def __init__(
+        self,
+        fonts: FontIndex,
+        sources: dict[str, WordSource],
+        weights: dict[str, float] | None = None,
+        split: str = "train",
+        severity: float = 1.0,
+        joiners: str = "",
+    ):
+        self.sources = sources
+        self.languages = sorted(sources)
+        self.weights = [1.0 if weights is None else weights[lang] for lang in self.languages]
+        self.severity = severity
+        self.joiners = joiners
+        self.families = {lang: _by_family(fonts.faces(lang, split)) for lang in self.languages}
+
+    def word(self, seed: int, index: int, lang: str | None = None) -> SyntheticWord:
+        """The word at a position of the endless sequence; the same for the same seed, index and settings."""
+        rng = random.Random(f"{seed}/{index}")
+        noise = np.random.default_rng(rng.getrandbits(64))
+        if lang is None:
+            lang = rng.choices(self.languages, self.weights)[0]
+        while True:
+            # A face that lacks a character, or damage that hides the word, costs another draw, never a wrong label.
+            text = self.sources[lang].sample(rng)
+            face = self._face(rng, lang, text)
+            if face is None:
+                continue
+            word = self._draw(rng, noise, lang, face, text)
+            if word is not None:
+                return word
+
+    def stream(self, seed: int, start: int = 0, step: int = 1) -> Iterator[SyntheticWord]:
+        """Endless words at indices start, start + step, ... (a worker's share)."""
+        index = start
+        while True:
+            yield self.word(seed, index)
+            index += step
+
+    def _face(self, rng: random.Random, lang: str, text: str) -> Face | None:
+        families = self.families[lang]
+        for _ in range(6):
+            face = rng.choice(families[rng.randrange(len(families))])
+            if covers(face, text):
+                return face
+        return None
+
+    def _draw(
+        self, rng: random.Random, noise: np.random.Generator, lang: str, face: Face, text: str
+    ) -> SyntheticWord | None:
+        size = rng.uniform(26, 46)
+        style = random_style(rng, face.axes, lang in CONNECTED_LANGUAGES)
+        try:
+            ink = render_line(hb_font(face), text, size, style, self.joiners)
+        except ValueError:
+            return None
+        if ink.mask.shape[1] > 1400 or ink.mask.shape[0] > 160 or min(ink.mask.shape) < 3:
+            return None
+        severity = self.severity * rng.betavariate(1.3, 2.2)
+        mask, neighbours, centres = self._layout(rng, noise, lang, face, style, ink, severity)
+        image = degrade(noise, compose(noise, mask, neighbours), severity)
+        if contrast(image, mask) < MIN_CONTRAST * 0.6:
+            return None
+        return SyntheticWord(image, ink.text, lang, face.family, centres)
+
+    def _layout(
+        self,
+        rng: random.Random,
+        noise: np.random.Generator,
+        lang: str,
+        face: Face,
+        style,
+        ink: Ink,
+        severity: float,
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """Places the ink in its crop: geometry, margins and neighbouring text."""
+        height, width = ink.mask.shape
+        # People crop by the line as often as by the ink: 'a' alone keeps some of its line's height.
+        line = max(height, int(ink.baseline if ink.baseline < height else height) + 1)
+        border = int(0.6 * line) + 4
+        canvas = cv2.copyMakeBorder(ink.mask, border, border, border, border, cv2.BORDER_CONSTANT)
+        columns = None if ink.spans is None else ink.spans.mean(1)[visual_order(ink.text)] + border
+        if rng.random() < 0.12 and width > 1.5 * height:
+            canvas = bend(noise, canvas, rng.uniform(-0.35, 0.35) * height)
+        matrix = random_homography(noise, canvas.shape[0], canvas.shape[1], 0.4 + severity)
+        if rng.random() < 0.25:  # squeezed and stretched lettering
+            matrix = np.diag([rng.uniform(0.75, 1.3), 1, 1]) @ matrix
+        stretched = max(8, int(canvas.shape[1] * max(1.0, matrix[0, 0] / matrix[2, 2])) + 8)
+        canvas = cv2.warpPerspective(canvas, matrix, (stretched, canvas.shape[0]), flags=cv2.INTER_LINEAR)
+        rows, cols = np.flatnonzero(canvas.max(1) > 40), np.flatnonzero(canvas.max(0) > 40)
+        if len(rows) == 0:
+            return canvas, None, None
+        top, bottom, left, right = rows[0], rows[-1] + 1, cols[0], cols[-1] + 1
+        tall = bottom - top
+        loose = rng.random() < 0.25
+        margins = [int(tall * (rng.uniform(-0.04, 0.12) if not loose else rng.uniform(0.05, 0.4))) for _ in range(4)]
+        if tall < 0.45 * canvas.shape[0] and rng.random() < 0.7:  # low letters and lone marks keep their line
+            margins[0] += int(rng.uniform(0, 0.4) * tall)
+            margins[1] += int(rng.uniform(0, 0.3) * tall)
+        top, bottom = top - margins[0], bottom + margins[1]
+        left, right = left - margins[2], right + margins[3]
+        crop = _window(canvas, top, bottom, left, right)
+        if columns is not None:
+            points = np.stack([columns, np.full_like(columns, border + height / 2)], -1)[None].astype(np.float32)
+            columns = (cv2.perspectiveTransform(points, matrix)[0, :, 0] - left) / max(1, right - left)
+        neighbours = self._neighbours(rng, lang, face, style, crop.shape, tall) if rng.random() < 0.25 else None
+        return crop, neighbours, columns
+
+    def _neighbours(
+        self, rng: random.Random, lang: str, face: Face, style, shape: tuple[int, ...], tall: int
+    ) -> np.ndarray | None:
+        """Pieces of the lines above and below, or of the words beside, that a crop often shows."""
+        text = self.sources[lang].sample(rng)
+        if not covers(face, text):
+            return None
+        try:
+            other = render_line(hb_font(face), text, rng.uniform(0.7, 1.1) * tall, style).mask
+        except ValueError:
+            return None
+        height, width = shape
+        layer = np.zeros((height, width), np.uint8)
+        visible = int(rng.uniform(0.03, 0.14) * height)
+        side = rng.random()
+        if side < 0.4:
+            y, x = visible - other.shape[0], rng.randint(-other.shape[1] // 2, width // 2)
+        elif side < 0.8:
+            y, x = height - visible, rng.randint(-other.shape[1] // 2, width // 2)
+        elif side < 0.9:
+            y, x = (height - other.shape[0]) // 2, visible // 2 - other.shape[1]
+        else:
+            y, x = (height - other.shape[0]) // 2, width - visible // 2
+        part = _window(other, -y, height - y, -x, width - x)
+        layer[:] = part
+        return layer
+
+
+def _window(image: np.ndarray, top: int, bottom: int, left: int, right: int) -> np.ndarray:
+    """Cuts a window that may reach beyond the image; what lies outside is 0."""
+    height, width = image.shape
+    out = np.zeros((max(1, bottom - top), max(1, right - left)), image.dtype)
+    y0, y1, x0, x1 = max(0, top), min(height, bottom), max(0, left), min(width, right)
+    if y1 > y0 and x1 > x0:
+        out[y0 - top : y1 - top, x0 - left : x1 - left] = image[y0:y1, x0:x1]
+    return out
+
+
+def _by_family(faces: Sequence[Face]) -> list[list[Face]]:
+    """Groups faces so that a family with forty styles is drawn no more often than one with a single style."""
+    families: dict[str, list[Face]] = {}
+    for face in faces:
+        families.setdefault(face.family, []).append(face)
+    if not families:
+        raise ValueError("no font family covers this language: install fonts or pass folders that hold some")
+    return [families[name] for name in sorted(families)]

@@ -1,0 +1,390 @@
+"""Draw the words that synthetic images show: dictionary words, numbers, punctuation, random syllables.
+
+Word lists are read at run time from packages that are installed beside this one; none is part of it. Every
+drawn word is checked against the charset, so that it can be a label.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import itertools
+import logging
+import random
+import shutil
+import subprocess
+import unicodedata
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import regex
+
+from mstr_hf.charsets import PUNCTUATION, Charset, load_charset
+from mstr_hf.models.text import display, normalise
+from mstr_hf.synthesis.cache import cache_folder, read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+MAX_LENGTH = 54
+USUAL_LENGTH = 24
+MAX_WORDS = 150_000
+SYLLABLES = 150
+# Frequencies of words span six decades; this power lets rare words in and still favours those on every sign.
+FREQUENCY_POWER = 0.4
+
+# Percent of words, numbers, words with punctuation, random strings, single characters and pairs of words.
+MIXTURE = (70, 8, 7, 10, 1, 4)
+OPENING = {"(": ")", "[": "]", '"': '"', "'": "'", "“": "”", "‘": "’", "«": "»"}
+# Code point modulo 128 of the plain consonants: the blocks of the Brahmic scripts were laid out alike.
+BRAHMIC_CONSONANTS = range(0x15, 0x3A)
+BRAHMIC_SCRIPTS = ("Deva", "Beng", "Guru", "Gujr", "Orya", "Taml", "Telu", "Knda", "Mlym")
+
+
+class WordsError(RuntimeError):
+    """A word list is not installed; the message names the package and the command."""
+
+
+@dataclass(frozen=True)
+class WordSource:
+    """Words of one language, drawn with any random generator; equal generators draw equal words.
+
+    Attributes:
+        charset: The language's charset.
+        characters: The charset's characters and the English ones: a drawn word holds these and spaces only.
+        words: Dictionary words, NFC.
+        cumulative: Running sum of the words' weights.
+        syllables: Character -> grapheme clusters of the language that hold it, NFC.
+    """
+
+    charset: Charset
+    characters: frozenset[str] = field(repr=False)
+    words: list[str] = field(repr=False)
+    cumulative: list[float] = field(repr=False)
+    syllables: dict[str, list[str]] = field(repr=False)
+
+    def sample(self, rng: random.Random) -> str:
+        """A word as it is drawn: NFC, in logical order, with one space if it is two words."""
+        kinds = (self._word, self._number, self._punctuated, self._random, self._character, self._pair)
+        while True:
+            text = rng.choices(kinds, MIXTURE)[0](rng)
+            label = normalise(text, keep="".join(self.charset.joiners))
+            # a few long ones stay, so that the tail is learnt too
+            limit = USUAL_LENGTH if rng.random() < 0.9 else MAX_LENGTH
+            if 0 < len(label) <= limit and self.characters.issuperset(label):
+                return display(text)
+
+    def _dictionary(self, rng: random.Random) -> str:
+        return rng.choices(self.words, cum_weights=self.cumulative)[0]
+
+    def _word(self, rng: random.Random) -> str:
+        word = self._dictionary(rng)
+        if self.charset.script == "Latn":
+            return _recase(rng, word)
+        if self.charset.script == "Arab":
+            return _vocalise(rng, word)
+        return word
+
+    def _number(self, rng: random.Random) -> str:
+        text = rng.choice(_NUMBERS)(rng)
+        if self.charset.digits and rng.random() < 0.35:
+            text = text.translate(str.maketrans("0123456789", "".join(self.charset.digits)))
+        return text
+
+    def _punctuated(self, rng: random.Random) -> str:
+        word = self._word(rng)
+        form = rng.random()
+        if form < 0.6:
+            own = [sign for sign in self.charset.punctuation if unicodedata.category(sign) == "Po"]
+            suffixes = ["'s", "-"] if self.charset.script == "Latn" else own
+            return word + rng.choice([".", ",", ":", "!", "?", ";", "...", *suffixes])
+        if form < 0.8:
+            opening = rng.choice(list(OPENING))
+            return opening + word + OPENING[opening]
+        if form < 0.84:
+            return word + rng.choice("-/&+@_") + self._word(rng)
+        if form < 0.9:
+            return "".join(f"{self._syllable(rng)}." for _ in range(rng.randint(2, 4)))
+        signs = [character for character, subtype in self.charset.common if subtype == PUNCTUATION]
+        sign = rng.choice([*signs, *self.charset.punctuation])
+        return rng.choice([sign + word, word + sign])
+
+    def _random(self, rng: random.Random) -> str:
+        parts = [self._syllable(rng) for _ in range(min(8, 1 + int(rng.expovariate(0.4))))]
+        if rng.random() < 0.2:
+            signs = [*self.charset.punctuation, *(character for character, _ in self.charset.common)]
+            parts.insert(rng.randint(0, len(parts)), rng.choice(signs))
+        return "".join(parts)
+
+    def _syllable(self, rng: random.Random) -> str:
+        """A syllable that the script allows, around a character chosen evenly: rare ones are drawn too."""
+        return rng.choice(self.syllables[rng.choice(list(self.syllables))])
+
+    def _character(self, rng: random.Random) -> str:
+        own = [*self.charset.letters, *self.charset.digits]
+        common = [character for character, _ in self.charset.common]
+        return rng.choice(own if rng.random() < 0.6 else common)
+
+    def _pair(self, rng: random.Random) -> str:
+        for _ in range(20):
+            first, second = self._word(rng), rng.choice([self._word, self._number])(rng)
+            if len(first) + len(second) <= 14:
+                break
+        return f"{first} {second}"
+
+
+@functools.cache
+def load_words(lang: str) -> WordSource:
+    """Words of a language from the lists that are installed; compiled once, then read from the cache.
+
+    Raises:
+        WordsError: If no list of the language is installed, or none is known.
+    """
+    charset = load_charset(lang)
+    if lang not in _SOURCES:
+        raise WordsError(f"no word list is known for language {lang!r}: known are {', '.join(_SOURCES)}")
+    sources = [source for source in _SOURCES[lang] if source.stamp()]
+    if not sources:
+        mend = " or ".join(source.install for source in _SOURCES[lang])
+        raise WordsError(f"no word list of language {lang!r} is installed: {mend}")
+    for source in _SOURCES[lang]:
+        if source not in sources:
+            logger.warning("fewer words of %s: %s is missing: %s", charset.name, source.name, source.install)
+    # the rules are this very file, so that no cache outlives a change of them
+    rules = Path(__file__).read_text(encoding="utf-8") + repr(charset)
+    versions = repr([(source.name, source.stamp()) for source in sources])
+    digest = hashlib.sha256((rules + versions).encode()).hexdigest()[:12]
+    cache = cache_folder("words") / f"{lang}-{digest}.json"
+    content = read_json(cache)
+    if content is None:
+        content = _compile(charset, sources)
+        write_json(cache, content)
+    cumulative = list(itertools.accumulate(content["weights"]))
+    characters = charset.characters | load_charset("en").characters
+    return WordSource(charset, characters, content["words"], cumulative, content["syllables"])
+
+
+def character_histogram(source: WordSource, n: int, seed: int) -> Counter[str]:
+    """How often each character of the charset occurs in ``n`` drawn words, the rarest last; zeros are listed.
+
+    Args:
+        source: The words.
+        n: Number of words to draw.
+        seed: Seed of the draw.
+    """
+    rng = random.Random(seed)
+    keep = "".join(source.charset.joiners)
+    counts = Counter(dict.fromkeys(source.charset.characters, 0))
+    for _ in range(n):
+        counts.update(normalise(source.sample(rng), keep=keep))
+    return Counter(dict(counts.most_common()))
+
+
+# -------------------- forms of words
+
+
+def _recase(rng: random.Random, word: str) -> str:
+    """Signs are mostly capitals; a word that the list capitalises is never set in lower case."""
+    form = rng.random()
+    if form < 0.4:
+        return word.upper()
+    if form < 0.7:
+        return word[0].upper() + word[1:]
+    return word
+
+
+def _vocalise(rng: random.Random, word: str) -> str:
+    """Word lists hold no vowel marks: sometimes marks most letters, a doubled letter, or a final tanwin."""
+    form = rng.random()
+    if form > 0.06:
+        return word
+    vowels = "\u064e\u064f\u0650\u0652"
+    if form < 0.03:
+        return "".join(c + (rng.choice(vowels) if c.isalpha() and rng.random() < 0.7 else "") for c in word)
+    if form < 0.05 and len(word) > 2:
+        place = rng.randrange(1, len(word))
+        return word[: place + 1] + "\u0651" + word[place + 1 :] if word[place].isalpha() else word
+    return word + rng.choice("\u064b\u064c\u064d")
+
+
+def _digits(rng: random.Random, count: int) -> str:
+    return "".join(rng.choice("0123456789") for _ in range(count))
+
+
+def _price(rng: random.Random) -> str:
+    amount = f"{int(10 ** rng.uniform(0, 6)):,}" if rng.random() < 0.5 else str(int(10 ** rng.uniform(0, 5)))
+    amount += rng.choice(["", "", ".00", "/-", f".{_digits(rng, 2)}"])
+    return rng.choice(["₹{}", "${}", "£{}", "€{}", "¥{}", "{}₹", "{}€", "{}$"]).format(amount)
+
+
+def _date(rng: random.Random) -> str:
+    day, month, year = rng.randint(1, 31), rng.randint(1, 12), rng.randint(1950, 2035)
+    separator = rng.choice("/-.")
+    parts = [f"{day:02}", f"{month:02}", rng.choice([str(year), f"{year % 100:02}"])]
+    return separator.join(parts if rng.random() < 0.8 else [str(year), *parts[1::-1]])
+
+
+def _phone(rng: random.Random) -> str:
+    digits = rng.choice("6789") + _digits(rng, 9)
+    return rng.choice([digits, f"+91{digits}", f"{digits[:5]}-{digits[5:]}", f"({digits[:3]}){digits[3:]}",
+                       f"0{digits[:2]}-{digits[2:]}", f"1800{digits[:6]}"])  # fmt: skip
+
+
+def _plate(rng: random.Random) -> str:
+    letters = "".join(rng.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ") for _ in range(4))
+    separator = rng.choice(["", "", "-"])
+    return separator.join([letters[:2], _digits(rng, 2), letters[2 : rng.randint(3, 4)], _digits(rng, 4)])
+
+
+_NUMBERS: tuple[Callable[[random.Random], str], ...] = (
+    lambda rng: _digits(rng, rng.randint(1, 4)),
+    lambda rng: _digits(rng, rng.randint(1, 6)),
+    lambda rng: str(rng.randint(1900, 2035)),
+    lambda rng: f"{rng.randint(0, 23):02}:{rng.randint(0, 59):02}",
+    lambda rng: f"{rng.randint(1, 100)}%",
+    lambda rng: f"{rng.randint(0, 999)}.{_digits(rng, rng.randint(1, 2))}",
+    lambda rng: f"{rng.randint(1, 99)}{rng.choice('-/+×:')}{rng.randint(1, 99)}",
+    lambda rng: f"{rng.choice(['#', '-', '+', '±'])}{rng.randint(1, 999)}",
+    lambda rng: f"{rng.randint(1, 50)}°",
+    lambda rng: rng.choice(["", str(rng.randint(1, 20))]) + rng.choice("½¼¾"),
+    _price, _date, _phone, _plate,
+)  # fmt: skip
+
+
+# -------------------- sources
+
+
+@dataclass(frozen=True)
+class _List:
+    """A word list that may be installed: its version ("" if it is not), how to get it, (word, frequency)."""
+
+    name: str
+    install: str
+    stamp: Callable[[], str]
+    read: Callable[[], Iterator[tuple[str, float]]]
+
+
+def _wordfreq(lang: str) -> _List:
+    def read() -> Iterator[tuple[str, float]]:
+        import wordfreq
+
+        # wordfreq answers in another language, without a word, for those it does not have
+        size = "large" if lang in wordfreq.available_languages("large") else "small"
+        yield from wordfreq.get_frequency_dict(lang, size).items()
+
+    return _List(f"wordfreq-{lang}", "pip install wordfreq", lambda: _distribution("wordfreq"), read)
+
+
+def _aspell(lang: str) -> _List:
+    def installed() -> str:
+        if not shutil.which("aspell"):
+            return ""
+        names = subprocess.check_output(["aspell", "dicts"], text=True).split()
+        return lang if lang in names else ""
+
+    def read() -> Iterator[tuple[str, float]]:
+        roots = subprocess.check_output(["aspell", "-l", lang, "dump", "master"])
+        forms = subprocess.check_output(["aspell", "-l", lang, "expand"], input=roots)
+        yield from ((word, 0.0) for word in forms.decode("utf-8").split())
+
+    return _List(f"aspell-{lang}", f"apt-get install aspell aspell-{lang}", installed, read)
+
+
+def _file(name: str, install: str, path: Path) -> _List:
+    def stamp() -> str:
+        return str(path.stat().st_mtime_ns) if path.is_file() else ""
+
+    def read() -> Iterator[tuple[str, float]]:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            # hunspell puts flags after a slash, and the number of words on the first line
+            yield line.split("/")[0].strip(), 0.0
+
+    return _List(name, install, stamp, read)
+
+
+def _distribution(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _open_tamil() -> list[_List]:
+    lists = {"solthiruthi": "data/tamilvu_dictionary_words.txt", "tamilsandhi": "all-tamil-nouns.txt"}
+    found = []
+    for module, name in lists.items():
+        spec = importlib.util.find_spec(module)
+        folder = Path(spec.origin).parent if spec and spec.origin else Path(module)
+        found.append(_file(f"open-tamil-{module}", "pip install open-tamil", folder / name))
+    return found
+
+
+_SOURCES: dict[str, list[_List]] = {
+    "en": [
+        _wordfreq("en"),
+        _file("wamerican", "apt-get install wamerican", Path("/usr/share/dict/american-english")),
+    ],
+    "hi": [_wordfreq("hi"), _aspell("hi")],
+    "bn": [_wordfreq("bn"), _aspell("bn")],
+    "ta": [_wordfreq("ta"), *_open_tamil()],
+    "te": [
+        _file("hunspell-te", "apt-get install hunspell-te", Path("/usr/share/hunspell/te_IN.dic")),
+        _aspell("te"),
+    ],
+    "ar": [_wordfreq("ar")],
+}
+
+
+# -------------------- compiling the sources
+
+
+def _compile(charset: Charset, sources: list[_List]) -> dict[str, Any]:
+    """Joins the sources to words with weights, and to the syllables that occur in them."""
+    keep = "".join(charset.joiners)
+    allowed = {*charset.letters, *charset.diacritics, *charset.joiners}
+    if charset.script == "Latn":
+        allowed |= set("'-")
+    letters = set(charset.letters)
+    frequencies: dict[str, float] = {}
+    for source in sources:
+        for word, frequency in source.read():
+            label = normalise(word, keep=keep)
+            if len(label) <= MAX_LENGTH and allowed.issuperset(label) and letters & set(label[:1]):
+                word = display(label)
+                frequencies[word] = max(frequency, frequencies.get(word, 0.0))
+    # words without a known frequency are ranked by a hash, so that a cut takes them evenly from the alphabet
+    words = sorted(frequencies, key=lambda word: (-frequencies[word], zlib.crc32(word.encode())))[:MAX_WORDS]
+    rarest = min((frequency for frequency in frequencies.values() if frequency), default=1.0)
+    weights = [round((max(frequencies[word], rarest) / rarest) ** FREQUENCY_POWER, 3) for word in words]
+    return {"words": words, "weights": weights, "syllables": _syllables(charset, words)}
+
+
+def _syllables(charset: Charset, words: list[str]) -> dict[str, list[str]]:
+    """Character -> syllables that hold it: the commonest of the words, made-up ones where they are few."""
+    counts = Counter(cluster for word in words for cluster in regex.findall(r"\X", word))
+    holders: dict[str, list[str]] = defaultdict(list)
+    for cluster, count in counts.most_common():
+        # what occurs once is often a misspelling
+        if count > 1:
+            for character in set(normalise(cluster, keep="".join(charset.joiners))):
+                holders[character].append(cluster)
+    syllables = {letter: holders[letter][:SYLLABLES] or [letter] for letter in charset.letters}
+    if charset.script == "Latn":
+        # accents stand on few letters, all of which occur
+        accented = {mark: holders[mark][:SYLLABLES] for mark in charset.diacritics if holders[mark]}
+        return syllables | {mark: [*known, *map(str.upper, known)] for mark, known in accented.items()}
+    brahmic = charset.script in BRAHMIC_SCRIPTS
+    carriers = [c for c in charset.letters if not brahmic or ord(c) % 128 in BRAHMIC_CONSONANTS]
+    for mark in charset.diacritics:
+        made_up = [display(carrier + mark) for carrier in carriers] if len(holders[mark]) < 10 else []
+        syllables[mark] = holders[mark][:SYLLABLES] + made_up
+    for joiner in charset.joiners:
+        # a joiner shows only after a virama: it keeps the virama, or the half form, from becoming a conjunct
+        link = charset.virama + joiner
+        syllables[joiner] = [first + link + second for first in carriers for second in carriers]
+    return syllables

@@ -1,0 +1,1 @@
+"""The trainer core that the three training scripts share."""

@@ -1,0 +1,226 @@
+import copy
+import dataclasses
+import json
+import runpy
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from mstr_hf import charsets
+from mstr_hf.charsets import CharsetError, available_languages, load_charset, load_charsets
+
+FIRST_SIX = ["en", "hi", "bn", "ta", "te", "ar"]
+FOLDER = Path(charsets.__file__).parent
+
+
+@pytest.fixture
+def fields():
+    return json.loads((FOLDER / "hi.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(fields):
+        path = tmp_path / "hi.json"
+        path.write_text(json.dumps(fields), encoding="utf-8")
+        return load_charset(path)
+
+    return load
+
+
+def test_first_six_are_available():
+    assert set(FIRST_SIX) <= set(available_languages())
+
+
+@pytest.mark.parametrize("lang", available_languages())
+def test_bundled_charset(lang):
+    charset = load_charset(lang)
+    assert charset.lang == lang
+    assert len(charset.examples) >= 10
+    assert [character for character, _ in charset.entries[-len(charset.common) :]] == [
+        c for c, _ in charset.common
+    ]
+    assert len(charset.characters) == len(charset.entries)
+    assert all(unicodedata.normalize("NFKD", c) == c and len(c) == 1 for c in charset.characters)
+    assert {subtype for _, subtype in charset.entries} <= {0, 1, 2, 3}
+
+
+def test_common_block_is_the_same_everywhere():
+    first, *others = load_charsets(available_languages())
+    assert all(other.common == first.common for other in others)
+
+
+@pytest.mark.parametrize(
+    ("lang", "word"),
+    [
+        ("en", "Café-24's"),
+        ("hi", "फ़ोटो"),
+        ("hi", "डॉ॰"),
+        ("bn", "৳৫০০"),
+        ("bn", "সৌন্দর্য"),
+        ("ta", "ஸ்ரீ"),
+        ("te", "కై"),
+        ("ar", "مُؤَسَّسَةٌ،"),
+        ("ar", "ڤيديو"),
+        ("ar", "٥٠٪"),
+    ],
+)
+def test_covers(lang, word):
+    assert set(unicodedata.normalize("NFKD", word)) <= load_charset(lang).characters
+
+
+def test_directions_and_signs():
+    by_lang = {charset.lang: charset for charset in load_charsets(FIRST_SIX)}
+    assert [by_lang[lang].direction for lang in FIRST_SIX] == ["ltr"] * 5 + ["rtl"]
+    assert by_lang["hi"].virama == "\u094d" and by_lang["hi"].nukta == "\u093c"
+    assert by_lang["te"].joiners == ("\u200c", "\u200d") and by_lang["ta"].joiners == ()
+    assert ("\u200d", 1) in by_lang["bn"].entries
+
+
+def test_charset_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        load_charset("en").lang = "fr"
+
+
+def test_loads_a_file_of_the_user(fields, load):
+    assert load(fields) == load_charset("hi")
+
+
+def broken(field, change):
+    return pytest.param(field, change, id=f"{field}-{change.__name__}")
+
+
+def duplicate(fields):
+    fields["letters"].append("क")
+
+
+def duplicate_across_fields(fields):
+    fields["common"].append(["।", 3])
+
+
+def two_code_points(fields):
+    fields["letters"].append("क्ष")
+
+
+def empty_entry(fields):
+    fields["letters"].append("")
+
+
+def not_nfkd(fields):
+    fields["letters"].append("क़")
+
+
+def wrong_list(fields):
+    fields["letters"].append("०")
+
+
+def wrong_subtype(fields):
+    fields["common"][0][1] = 3
+
+
+def format_character(fields):
+    fields["diacritics"].append("\u200b")
+
+
+def missing(fields):
+    del fields["digits"]
+
+
+def unknown(fields):
+    fields["digit"] = []
+
+
+def not_a_list(fields):
+    fields["letters"] = "कख"
+
+
+def not_pairs(fields):
+    fields["common"] = ["0", "1"]
+
+
+def not_a_code(fields):
+    fields["script"] = "Devanagari"
+
+
+def sideways(fields):
+    fields["direction"] = "ttb"
+
+
+def no_mark(fields):
+    fields["nukta"] = "\u0901\u0902"
+
+
+def unlisted_mark(fields):
+    fields["virama"] = "\u09cd"
+
+
+def no_joiner(fields):
+    fields["joiners"].append("\u200b")
+
+
+def repeated_joiner(fields):
+    fields["joiners"].append("\u200c")
+
+
+def foreign_example(fields):
+    fields["examples"].append("বাংলা")
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        broken("letters", duplicate),
+        broken("common", duplicate_across_fields),
+        broken("letters", two_code_points),
+        broken("letters", empty_entry),
+        broken("letters", not_nfkd),
+        broken("letters", wrong_list),
+        broken("common", wrong_subtype),
+        broken("diacritics", format_character),
+        broken("digits", missing),
+        broken("digit", unknown),
+        broken("letters", not_a_list),
+        broken("common", not_pairs),
+        broken("script", not_a_code),
+        broken("direction", sideways),
+        broken("nukta", no_mark),
+        broken("virama", unlisted_mark),
+        broken("joiners", no_joiner),
+        broken("joiners", repeated_joiner),
+        broken("examples", foreign_example),
+    ],
+)
+def test_refuses_naming_file_and_field(fields, load, field, change):
+    fields = copy.deepcopy(fields)
+    change(fields)
+    with pytest.raises(CharsetError, match=rf"hi\.json: {field}: ") as caught:
+        load(fields)
+    assert "\n" not in str(caught.value)
+
+
+def test_refuses_what_is_no_charset(tmp_path):
+    with pytest.raises(CharsetError, match=r"'xx': use one of .*hi"):
+        load_charset("xx")
+    with pytest.raises(CharsetError, match=r"none\.json"):
+        load_charset(tmp_path / "none.json")
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(CharsetError, match=r"list\.json: .*object"):
+        load_charset(tmp_path / "list.json")
+
+
+def test_files_are_what_the_script_makes():
+    script = runpy.run_path(str(FOLDER.parent.parent / "scripts" / "make_charsets.py"))
+    for lang in FIRST_SIX:
+        assert (FOLDER / f"{lang}.json").read_text(encoding="utf-8") == script["as_json"](
+            script["charset_fields"](lang)
+        )
+
+
+@pytest.mark.parametrize("lang", FIRST_SIX)
+def test_covers_its_word_list(lang, capsys):
+    pytest.importorskip("wordfreq")
+    script = runpy.run_path(str(FOLDER.parent.parent / "scripts" / "make_charsets.py"))
+    if lang == "te" and not script["TELUGU_WORDS"].exists():
+        pytest.skip("needs Debian's hunspell-te")
+    assert script["check"](lang), capsys.readouterr().out

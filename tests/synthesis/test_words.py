@@ -1,0 +1,117 @@
+import random
+
+import pytest
+
+from mstr_hf.charsets import load_charset
+from mstr_hf.models.text import display, normalise
+from mstr_hf.synthesis import words
+from mstr_hf.synthesis.words import MAX_LENGTH, WordsError, WordSource, character_histogram, load_words
+
+LANGUAGES = ("en", "hi", "bn", "ta", "te", "ar")
+
+
+@pytest.fixture(params=LANGUAGES)
+def source(request: pytest.FixtureRequest) -> WordSource:
+    try:
+        return load_words(request.param)
+    except WordsError as error:
+        pytest.skip(f"missing: {error}")
+
+
+def test_drawn_words_can_be_labels(source: WordSource):
+    rng = random.Random(0)
+    english = load_charset("en").characters
+    for _ in range(3000):
+        word = source.sample(rng)
+        label = normalise(word, keep="".join(source.charset.joiners))
+        assert word == display(word)
+        assert 0 < len(label) <= MAX_LENGTH
+        assert set(label) <= source.charset.characters | english, word
+        assert word == word.strip() and word.count(" ") <= 1
+
+
+def test_equal_seeds_draw_equal_words(source: WordSource):
+    first, second, other = random.Random(7), random.Random(7), random.Random(8)
+    drawn = [source.sample(first) for _ in range(200)]
+    assert drawn == [source.sample(second) for _ in range(200)]
+    assert drawn != [source.sample(other) for _ in range(200)]
+
+
+def test_every_character_is_drawn(source: WordSource):
+    histogram = character_histogram(source, 30_000, seed=0)
+    assert not [character for character, count in histogram.items() if count == 0]
+    assert list(histogram.values()) == sorted(histogram.values(), reverse=True)
+
+
+def test_mixture_holds_words_and_all_other_forms(source: WordSource):
+    rng = random.Random(1)
+    drawn = [source.sample(rng) for _ in range(3000)]
+    listed = set(source.words)
+    assert 0.5 < sum(word.lower() in listed or word in listed for word in drawn) / len(drawn) < 0.9
+    assert 0.02 < sum(" " in word for word in drawn) / len(drawn) < 0.06
+    assert any(word.isdecimal() and word.isascii() for word in drawn)
+    assert any(character in word for word in drawn for character in "()\"'")
+    for digit in source.charset.digits:
+        assert any(digit in word for word in drawn)
+
+
+def test_frequent_words_are_drawn_more_often():
+    source = _load("en")
+    rng = random.Random(0)
+    top, tail = set(source.words[:100]), set(source.words[-100:])
+    drawn = [source.sample(rng).lower() for _ in range(20_000)]
+    assert sum(word in top for word in drawn) > 10 * sum(word in tail for word in drawn)
+
+
+def test_english_is_mostly_capitals():
+    source = _load("en")
+    rng = random.Random(0)
+    drawn = [word for word in (source.sample(rng) for _ in range(3000)) if word.isalpha() and len(word) > 2]
+    upper, lower = sum(map(str.isupper, drawn)) / len(drawn), sum(map(str.islower, drawn)) / len(drawn)
+    assert 0.3 < upper < 0.5 and 0.15 < lower < 0.35
+
+
+def test_arabic_is_sometimes_vocalised():
+    source = _load("ar")
+    rng = random.Random(0)
+    drawn = [source.sample(rng) for _ in range(3000)]
+    marked = [word for word in drawn if any("\u064b" <= character <= "\u0652" for character in word)]
+    assert 0.04 < len(marked) / len(drawn) < 0.2
+
+
+def test_syllables_of_rare_characters_are_well_formed():
+    syllables = _load("hi").syllables
+    assert "\u0944" in syllables["\u0944"][-1]
+    marks = load_charset("hi").diacritics
+    assert all(cluster[0] not in marks for held in syllables.values() for cluster in held)
+
+
+def test_missing_list_names_the_package(monkeypatch: pytest.MonkeyPatch):
+    load_words.cache_clear()
+    monkeypatch.setattr(words.shutil, "which", lambda name: None)
+    monkeypatch.setitem(words._SOURCES, "te", [words._aspell("te")])
+    with pytest.raises(WordsError, match="apt-get install aspell aspell-te"):
+        load_words("te")
+
+
+def test_compiled_list_is_read_from_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path):
+    listing = tmp_path / "te_IN.dic"
+    listing.write_text("3\nఅమ్మ/A\nabc\nకృష్ణ\n", encoding="utf-8")
+    monkeypatch.setenv("MSTR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(words._SOURCES, "te", [words._file("tiny", "", listing)])
+    load_words.cache_clear()
+    try:
+        source = load_words("te")
+        assert sorted(source.words) == ["అమ్మ", "కృష్ణ"]
+        load_words.cache_clear()
+        monkeypatch.setattr(words, "_compile", None)
+        assert load_words("te") == source
+    finally:
+        load_words.cache_clear()
+
+
+def _load(lang: str) -> WordSource:
+    try:
+        return load_words(lang)
+    except WordsError as error:
+        pytest.skip(f"missing: {error}")

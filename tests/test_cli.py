@@ -1,0 +1,231 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mstr_hf import cli
+from mstr_hf.charsets import load_charsets
+from mstr_hf.hub import cache
+from mstr_hf.models.image_processing_mstr import MSTRImageProcessor
+from mstr_hf.models.processing_mstr import MSTRProcessor
+from mstr_hf.vocabulary import build_vocabulary
+
+
+class GreyReader(torch.nn.Module):
+    """Reads the grey level of a picture, so that a reading tells which picture it belongs to."""
+
+    device = torch.device("cpu")
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.calls = []
+
+    def recognise(self, pixel_values, pixel_mask, languages, num_alternatives):
+        self.calls.append({"widths": pixel_mask.sum(1).tolist(), "languages": languages})
+        readings = []
+        for pixels, mask in zip(pixel_values, pixel_mask, strict=True):
+            text = str(round((pixels[0][:, mask].mean().item() + 1) * 127.5))
+            alternatives = [{"text": f"{text}-{n}", "score": 0.1} for n in range(num_alternatives)]
+            readings.append({"text": text, "score": 0.5, "script": "Zyyy", "alternatives": alternatives})
+        return readings
+
+
+@pytest.fixture
+def model(monkeypatch):
+    """Takes the place of any checkpoint."""
+    model = GreyReader()
+    processor = MSTRProcessor(MSTRImageProcessor(), build_vocabulary(load_charsets(["hi", "en"])).tokenizer())
+    monkeypatch.setattr("transformers.AutoModel.from_pretrained", lambda name: model)
+    monkeypatch.setattr("transformers.AutoProcessor.from_pretrained", lambda name: processor)
+    return model
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Seven pictures of many widths, whose grey levels follow their names, and a file that is no picture."""
+    for grey, width in enumerate([90, 20, 300, 40, 64, 500, 33], start=10):
+        _picture(tmp_path / f"{grey}.png", grey, width)
+    (tmp_path / "labels.jsonl").write_text("{}\n")
+    (tmp_path / "._10.png").write_text("left by another system")
+    return tmp_path
+
+
+def _picture(path: Path, grey: int, width: int = 50) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(np.full((32, width), grey, np.uint8)).save(path)
+    return path
+
+
+def _run(capsys, *arguments) -> tuple[int, list[list[str]], str]:
+    code = cli.main(["read", *map(str, arguments)])
+    out, err = capsys.readouterr()
+    return code, [line.split("\t") for line in out.splitlines()], err
+
+
+def test_folder_is_read_in_order_though_batches_are_sorted_by_width(model, folder, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "_WINDOW", 2)  # several windows too
+    code, lines, err = _run(capsys, folder, "--batch-size", 2)
+    assert (code, err) == (0, "")
+    assert lines == [[str(folder / f"{grey}.png"), str(grey), "Zyyy", "0.500"] for grey in range(10, 17)]
+    assert [call["widths"] for call in model.calls] == [[20, 40], [92, 300], [36, 64], [500]]
+
+
+def test_files_patterns_and_subfolders(model, folder, capsys):
+    nested = _picture(folder / "more" / "word.JPG", 99)
+    code, lines, _ = _run(capsys, folder / "12.png", folder / "1[01].*", folder / "*r*")
+    assert code == 0
+    assert [path for path, *_ in lines] == [str(folder / f"{n}.png") for n in (12, 10, 11)] + [str(nested)]
+
+
+def test_json_lines_hold_all_of_a_reading(model, folder, capsys):
+    assert cli.main(["read", str(folder / "10.png"), "--json", "--alternatives", "1"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "path": str(folder / "10.png"),
+        "text": "10",
+        "score": 0.5,
+        "script": "Zyyy",
+        "alternatives": [{"text": "10-0", "score": 0.1}],
+    }
+
+
+def test_alternatives_follow_on_the_line(model, folder, capsys):
+    _, [line], _ = _run(capsys, folder / "10.png", "--alternatives", 2)
+    assert line[3:] == ["0.500", "10-0", "10-1"]
+
+
+def test_languages_reach_the_model(model, folder, capsys):
+    assert _run(capsys, folder / "10.png", "--lang", "hi, en")[0] == 0
+    assert model.calls[0]["languages"] == ["hi", "en"]
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_is_read(model, folder, capsys):
+    broken = folder / "13.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    wide = _picture(folder / "14.png", 14, 900)
+    empty = folder / "empty"
+    empty.mkdir()
+    code, lines, err = _run(capsys, folder, "gone.png", empty, "--batch-size", 2)
+    assert code == 1
+    assert [text for _, text, *_ in lines] == ["10", "11", "12", "15", "16"]
+    reasons = err.splitlines()
+    assert reasons[:2] == ["gone.png: no such file", f"{empty}: no images in this folder"]
+    assert [reason.split(": ")[0] for reason in reasons[2:]] == [str(broken), str(wide)]
+
+
+@pytest.mark.parametrize("name", ["labels.jsonl", "gone.png", "*.tiff", "x" * 300])
+def test_nothing_read_is_exit_code_2(model, folder, capsys, name):
+    code, lines, err = _run(capsys, folder / name)
+    assert (code, lines) == (2, [])
+    assert len(err.splitlines()) == 1
+    assert name in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--lang", "hi,xx"], "unknown language xx: use en, hi"),
+        (["--device", "abacus"], "--device abacus: "),
+        (["--device", "cuda:99"], "--device cuda:99: "),
+    ],
+)
+def test_wrong_options_are_one_line(model, folder, capsys, arguments, named):
+    code, lines, err = _run(capsys, folder, *arguments)
+    assert (code, lines) == (2, [])
+    assert err.startswith("mstr: ") and named in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--lang", "hi,,en"], ["--batch-size", "0"], ["--alternatives", "-1"], ["--alternatives", "½"]],
+)
+def test_usage_errors_are_exit_code_2(folder, capsys, arguments):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["read", str(folder), *arguments])
+    assert exit_.value.code == 2
+    assert f"argument {arguments[0]}: {arguments[1]!r}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content", [None, "{", '{"model_type": "resnet"}', '{"model_type": "no such model"}']
+)
+def test_missing_or_foreign_models_are_one_line(folder, capsys, content):
+    checkpoint = folder / "checkpoint"
+    if content:
+        checkpoint.mkdir()
+        (checkpoint / "config.json").write_text(content)
+    code, lines, err = _run(capsys, folder, "--model", checkpoint)
+    assert (code, lines) == (2, [])
+    assert err.startswith(f"mstr: no model in {checkpoint}: ") and len(err.splitlines()) == 1
+
+
+def test_model_that_reads_no_words_is_refused(folder, capsys, monkeypatch):
+    monkeypatch.setattr("transformers.AutoModel.from_pretrained", lambda name: torch.nn.Linear(1, 1))
+    monkeypatch.setattr("transformers.AutoProcessor.from_pretrained", lambda name: None)
+    code, _, err = _run(capsys, folder, "--model", "some/model")
+    assert (code, err) == (2, "mstr: some/model is a Linear: name a model that reads words\n")
+
+
+def test_missing_bundled_checkpoint_is_one_line(folder, capsys, monkeypatch):
+    monkeypatch.setattr(cache, "CHECKPOINT", folder / "nothing")
+    assert _run(capsys, folder)[0] == 2
+    assert cli.main(["install-checkpoint", "--cache-dir", str(folder / "cache")]) == 2
+    assert "no checkpoint in" in capsys.readouterr().err
+    assert not (folder / "cache").exists()
+
+
+def test_install_checkpoint_says_what_it_did(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cache, "CHECKPOINT", tmp_path / "checkpoint")
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "config.json").write_text("{}")
+    for expected in ("mstr/refiner-6lang installed: ", "mstr/refiner-6lang was there already: "):
+        assert cli.main(["install-checkpoint", "--cache-dir", str(tmp_path)]) == 0
+        done, revision = capsys.readouterr().out.splitlines()
+        assert done.startswith(expected)
+        assert done.endswith(revision.removeprefix("revision "))
+
+
+def test_any_script_and_any_file_name_can_be_printed(tmp_path):
+    script = (
+        "import sys; from mstr_hf import cli\n"
+        "cli._Reader = lambda *a: sys.modules['__main__']\n"
+        "def read(paths, *a): return [(p, {'text': 'हिन्दी', 'script': 'Deva', 'score': 1}) for p in paths]\n"
+        "sys.exit(cli.main(['read', '--json', sys.argv[1]]))"
+    )
+    path = _picture(tmp_path / os.fsdecode(b"caf\xe9.png"), 1)
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, path], stdout=subprocess.PIPE, check=True, env=environment
+    )
+    line = json.loads(done.stdout.decode())
+    assert (line["text"], os.fsencode(line["path"])) == ("हिन्दी", os.fsencode(path))
+
+
+def test_help_names_the_commands(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["--help"])
+    out = capsys.readouterr().out
+    assert exit_.value.code == 0 and "read" in out and "install-checkpoint" in out
+
+
+def test_output_that_nobody_reads_any_more_is_no_traceback(tmp_path):
+    script = (
+        "import sys; from mstr_hf import cli\n"
+        "cli._Reader = lambda *a: sys.modules['__main__']\n"
+        "def read(paths, *a):\n"
+        "    reading = {'text': 'x', 'script': 'Latn', 'score': 1, 'alternatives': []}\n"
+        "    return ((path, reading) for path in paths * 10**5)\n"
+        "sys.exit(cli.main(['read', sys.argv[1]]))"
+    )
+    command = [sys.executable, "-c", script, _picture(tmp_path / "word.png", 1)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
