@@ -177,7 +177,7 @@ def init_layer_weights(module: nn.Module) -> None:
         init.normal_(module.weight, std=0.02)
     elif isinstance(module, (nn.LayerNorm, nn.BatchNorm2d)):
         init.ones_(module.weight)
-    if isinstance(module, nn.BatchNorm2d):
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
         init.zeros_(module.running_mean)
         init.ones_(module.running_var)
         init.zeros_(module.num_batches_tracked)

@@ -75,13 +75,15 @@ class MCLIPImageTower(nn.Module):
         # A position-keeping head: where a dot stands in the line is what tells it from other dots.
         self.pool = nn.AdaptiveAvgPool2d((4, 3))
         self.projection = nn.Linear(channels[-1] * 12, config.projection_dim)
+        # Untrained towers see all crops alike; without centring, the text side first collapses onto that one point.
+        self.centre = nn.BatchNorm1d(config.projection_dim, affine=False)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """`[B, 1, H, W]` in -1 to 1 to `[B, D]`."""
         hidden_states = F.relu(self.norm(self.stem(pixel_values)))
         for block in self.blocks:
             hidden_states = block(hidden_states)
-        return self.projection(self.pool(hidden_states).flatten(1))
+        return self.centre(self.projection(self.pool(hidden_states).flatten(1)))
 
 
 class MCLIPTextTower(nn.Module):

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
-from transformers.generation import GenerationMixin, LogitsProcessor, LogitsProcessorList
+from transformers.generation import GenerationMixin
 from transformers.utils import ModelOutput
 
 from .configuration_refiner import RefinerConfig
@@ -203,6 +203,13 @@ class RefinerModel(PreTrainedModel, GenerationMixin):
             init.normal_(module.special_rows, std=module.special_rows.shape[-1] ** -0.5)
             init.constant_(module.log_scale, math.log(module.config.logit_scale_init))
 
+    @classmethod
+    def from_spotter(cls, spotter: SpotterModel) -> RefinerModel:
+        """A Refiner with untrained weights around a trained Spotter, on the Spotter's bank."""
+        model = cls(RefinerConfig(spotter_config=spotter.config.to_dict()))
+        model.spotter.load_state_dict(spotter.state_dict())
+        return model
+
     def train(self, mode: bool = True) -> RefinerModel:
         """Training mode; a frozen Spotter stays as it is, batch statistics included."""
         super().train(mode)
@@ -248,7 +255,7 @@ class RefinerModel(PreTrainedModel, GenerationMixin):
             decoder_input_ids: Token ids so far, `[B, T]`; made from the labels where left out.
             encoder_outputs: Memory, where it is known already.
             past_key_values: Cache.
-            row_mask: Bank rows that may be read, bool `[N]` (language mask).
+            row_mask: Bank rows that may be read, bool `[N]` or `[B, N]` (language mask).
             use_cache: Whether to return a cache.
 
         Returns:
@@ -266,7 +273,7 @@ class RefinerModel(PreTrainedModel, GenerationMixin):
             past_key_values = EncoderDecoderCache(DynamicCache(), DynamicCache())
         logits = self._decode(decoder_input_ids, memory, memory_mask, past_key_values)
         if row_mask is not None:
-            allowed = F.pad(row_mask.to(logits.device), (TOKEN_OFFSET, 0), value=True)
+            allowed = F.pad(row_mask[..., None, :].to(logits.device), (TOKEN_OFFSET, 0), value=True)
             logits = logits.masked_fill(~allowed, torch.finfo(logits.dtype).min)
         loss = None
         if labels is not None:
@@ -335,3 +342,160 @@ class RefinerModel(PreTrainedModel, GenerationMixin):
             "row_mask": kwargs.get("row_mask"),
             "use_cache": kwargs.get("use_cache", True),
         }
+
+    @torch.no_grad()
+    def recognise(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor | None = None,
+        languages: Sequence[str] | None = None,
+        num_alternatives: int = 0,
+        gate_threshold: float | None = None,
+    ) -> list[dict[str, Any]]:
+        """Reads words: the Spotter first, then the Refiner where the Spotter is not sure.
+
+        Args:
+            pixel_values: Grey images, `[B, 1, H, W]`, -1 to 1; W a multiple of 4.
+            pixel_mask: True on columns of the image, `[B, W]`.
+            languages: Only characters that one of these uses are read; every character where left out.
+            num_alternatives: Other readings to give for each word and other characters for each character; refines
+                every word where above 0.
+            gate_threshold: Words whose Spotter score is at least this are not refined; the config's where left out.
+
+        Returns:
+            A reading for each image: `text` (NFC), `score`, `script` (ISO 15924), `characters` (`char`, `score`,
+            `alternatives`), `alternatives` (`text`, `score`), `spotter_text`. Scores are between 0 and 1.
+
+        Raises:
+            ValueError: If a language is not in the bank.
+        """
+        bank = self.get_bank()
+        row_mask = None
+        if languages is not None:
+            row_mask = bank.language_mask(languages).to(pixel_values.device).expand(len(pixel_values), -1)
+        spotted = self.encoder.spot(pixel_values, pixel_mask, row_mask)
+        scores = self.spotter.word_scores(spotted)
+        threshold = self.config.gate_threshold if gate_threshold is None else gate_threshold
+        readings = [
+            _reading(bank, ids[:count], probabilities[:count], score, num_alternatives)
+            for ids, probabilities, count, score in zip(
+                spotted.top_k_ids.tolist(),
+                (self.spotter.head.scale / self.spotter.config.temperature * spotted.top_k_scores).softmax(-1).tolist(),
+                spotted.character_mask.sum(1).tolist(),
+                scores.tolist(),
+                strict=True,
+            )
+        ]
+        chosen = (scores < threshold).nonzero()[:, 0] if not num_alternatives else torch.arange(len(readings))
+        if len(chosen):
+            refined = self._refine(bank, spotted, chosen.to(scores.device), row_mask, num_alternatives)
+            for index, reading in zip(chosen.tolist(), refined, strict=True):
+                readings[index] = {**reading, "spotter_text": readings[index]["spotter_text"]}
+        return readings
+
+    def _refine(
+        self,
+        bank: PrototypeBank,
+        spotted: SpotterOutput,
+        chosen: torch.Tensor,
+        row_mask: torch.Tensor | None,
+        num_alternatives: int,
+    ) -> list[dict[str, Any]]:
+        """Decodes the chosen words; greedily, or with beams where alternatives are asked for."""
+        memory = self.encoder.remember(
+            SpotterOutput(
+                top_k_ids=spotted.top_k_ids[chosen],
+                top_k_scores=spotted.top_k_scores[chosen],
+                character_mask=spotted.character_mask[chosen],
+                feature_maps=tuple(level[chosen] for level in spotted.feature_maps),
+                column_mask=spotted.column_mask[chosen],
+            )
+        )
+        row_mask = None if row_mask is None else row_mask[chosen]
+        beams = num_alternatives + 1
+        sequences = self.generate(
+            encoder_outputs=RefinerEncoderOutput(**memory),  # generate repeats its entries for the beams, in place
+            row_mask=row_mask,
+            max_new_tokens=self.config.spotter_config.max_length + 1,
+            num_beams=beams,
+            num_return_sequences=beams,
+            do_sample=False,
+        )[:, 1:]
+        # One parallel pass scores every candidate, however it was found.
+        ended = sequences == EOS
+        written = (ended.cumsum(1) - ended.long() == 0) & (sequences != PAD)
+        labels = sequences.masked_fill(~written | ended, IGNORED)
+        expanded = RefinerEncoderOutput(
+            last_hidden_state=memory.last_hidden_state.repeat_interleave(beams, 0),
+            memory_mask=memory.memory_mask.repeat_interleave(beams, 0),
+        )
+        if row_mask is not None:
+            row_mask = row_mask.repeat_interleave(beams, 0)
+        logits = self(labels=labels, encoder_outputs=expanded, row_mask=row_mask, use_cache=False).logits
+        log_probs = (logits[:, : sequences.shape[1]] / self.config.temperature).log_softmax(-1)
+        chances = log_probs.gather(-1, sequences[..., None])[..., 0]
+        scores = (chances * written).sum(1).exp().view(-1, beams)
+        top = log_probs.exp().topk(num_alternatives + 1, dim=-1)
+        counts = (labels != IGNORED).sum(1).view(-1, beams)
+        readings = []
+        for word, order in enumerate(scores.argsort(1, descending=True).tolist()):
+            candidates: dict[str, float] = {}
+            for beam in order:
+                ids = sequences[word * beams + beam, : counts[word, beam]].tolist()
+                text = _text(bank, ids)
+                candidates.setdefault(text, scores[word, beam].item())
+            best = word * beams + order[0]
+            count = int(counts[word, order[0]])
+            ids = [
+                [own, *(other for other in others if other != own)]
+                for own, others in zip(sequences[best, :count].tolist(), top.indices[best, :count].tolist(), strict=True)
+            ]
+            probabilities = log_probs[best, :count].exp()
+            values = [[probabilities[step, i].item() for i in row] for step, row in enumerate(ids)]
+            reading = _reading(bank, ids, values, scores[word, order[0]].item(), num_alternatives)
+            others = [{"text": text, "score": score} for text, score in candidates.items() if text != reading["text"]]
+            readings.append({**reading, "alternatives": others[:num_alternatives]})
+        return readings
+
+
+def _text(bank: PrototypeBank, ids: Sequence[int]) -> str:
+    """Token ids to the text that is shown."""
+    return display("".join(bank.characters[index - TOKEN_OFFSET] for index in ids if index >= TOKEN_OFFSET))
+
+
+def _reading(
+    bank: PrototypeBank,
+    ids: Sequence[Sequence[int]],
+    probabilities: Sequence[Sequence[float]],
+    score: float,
+    num_alternatives: int,
+) -> dict[str, Any]:
+    """A reading from the hypotheses of each step, best first."""
+    text = _text(bank, [step[0] for step in ids])
+    scripts: dict[str, int] = {}
+    for step in ids:
+        row = step[0] - TOKEN_OFFSET
+        if row >= 0 and bank.subtypes[row] == 0:
+            scripts[bank.scripts[row]] = scripts.get(bank.scripts[row], 0) + 1
+    characters = []
+    for step, values in zip(ids, probabilities, strict=True):
+        others = [
+            {"char": bank.characters[index - TOKEN_OFFSET], "score": value}
+            for index, value in zip(step[1:], values[1:], strict=True)
+            if index >= TOKEN_OFFSET
+        ]
+        characters.append(
+            {
+                "char": bank.characters[step[0] - TOKEN_OFFSET],
+                "score": values[0],
+                "alternatives": others[:num_alternatives],
+            }
+        )
+    return {
+        "text": text,
+        "score": score,
+        "script": max(scripts, key=scripts.__getitem__, default="Zyyy"),
+        "characters": characters,
+        "alternatives": [],
+        "spotter_text": text,
+    }

@@ -260,7 +260,7 @@ class SpotterModel(SpotterPreTrainedModel):
             labels: Token ids in logical order, `[B, S]`, padded with -100.
             frame_labels: Token id of each frame from left to right, 0 for blank, -100 where unknown, `[B, T]`: a synthetic word's
                 character positions. Adds the alignment loss, which spares CTC its long search for an alignment.
-            row_mask: Bank rows that may be read, bool `[N]` (language mask).
+            row_mask: Bank rows that may be read, bool `[N]` or `[B, N]` (language mask).
 
         Returns:
             SpotterOutput.
@@ -275,7 +275,7 @@ class SpotterModel(SpotterPreTrainedModel):
         if labels is not None:
             loss = self._loss(similarity, blank_similarity, frame_mask, labels, frame_labels)
         if row_mask is not None:
-            similarity = similarity.masked_fill(~row_mask.to(similarity.device), -1.0)
+            similarity = similarity.masked_fill(~row_mask[..., None, :].to(similarity.device), -1.0)
         ids, scores, character_mask = collapse_frames(
             similarity, blank_similarity, frame_mask, self.head.directions, self.config.top_k, self.config.max_length
         )
@@ -292,6 +292,31 @@ class SpotterModel(SpotterPreTrainedModel):
             column_mask=columns,
         )
 
+    def log_probs(self, similarity: torch.Tensor, blank_similarity: torch.Tensor) -> torch.Tensor:
+        """Cosines `[B, T, N]` and `[B, T]` to log-probabilities of blank and rows, `[B, T, 1 + N]`."""
+        return (self.head.scale * torch.cat([blank_similarity[..., None], similarity], -1)).log_softmax(-1)
+
+    def word_scores(self, output: SpotterOutput) -> torch.Tensor:
+        """Probability of each reading, `[B]`: the sum over all CTC paths that collapse to it, at the temperature."""
+        temperature = self.config.temperature
+        log_probs = self.log_probs(output.similarity / temperature, output.blank_similarity / temperature)
+        present = output.character_mask
+        losses = F.ctc_loss(
+            log_probs.transpose(0, 1),
+            self._targets(output.top_k_ids[..., 0].masked_fill(~present, IGNORED)),
+            output.frame_mask.sum(1),
+            present.sum(1),
+            reduction="none",
+        )
+        return (-losses).exp()
+
+    def _targets(self, labels: torch.Tensor) -> torch.Tensor:
+        """Token ids in logical order to CTC classes in the order of the frames, from left to right."""
+        present = labels != IGNORED
+        rows = (labels - TOKEN_OFFSET).masked_fill(~present, 0)
+        order = logical_order(self.head.directions[rows].masked_fill(~present, 0), present.sum(1))
+        return (rows.gather(1, order) + 1).masked_fill(~present, 0)
+
     def _loss(
         self,
         similarity: torch.Tensor,
@@ -301,15 +326,14 @@ class SpotterModel(SpotterPreTrainedModel):
         frame_labels: torch.Tensor | None,
     ) -> torch.Tensor:
         """CTC over cosines; with known character positions, frame-wise cross-entropy beside it."""
-        logits = self.head.scale * torch.cat([blank_similarity[..., None], similarity], -1)
-        log_probs = logits.log_softmax(-1)
-        present = labels != IGNORED
-        rows = (labels - TOKEN_OFFSET).masked_fill(~present, 0)
-        # Frames run from left to right, whatever the script's direction.
-        order = logical_order(self.head.directions[rows].masked_fill(~present, 0), present.sum(1))
-        targets = (rows.gather(1, order) + 1).masked_fill(~present, 0)
+        log_probs = self.log_probs(similarity, blank_similarity)
         loss = F.ctc_loss(
-            log_probs.transpose(0, 1), targets, frame_mask.sum(1), present.sum(1), reduction="mean", zero_infinity=True
+            log_probs.transpose(0, 1),
+            self._targets(labels),
+            frame_mask.sum(1),
+            (labels != IGNORED).sum(1),
+            reduction="mean",
+            zero_infinity=True,
         )
         if frame_labels is not None:
             known = (frame_labels != IGNORED) & frame_mask

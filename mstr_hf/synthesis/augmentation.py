@@ -40,7 +40,7 @@ def _levels(rng: np.random.Generator) -> tuple[float, float]:
     """Grey levels of paper and ink; signs are about as often light on dark as dark on light."""
     while True:
         back, ink = rng.uniform(10, 250, 2)
-        if abs(back - ink) >= MIN_CONTRAST + (90 if rng.random() < 0.75 else 15):
+        if abs(back - ink) >= MIN_CONTRAST + (90 if rng.random() < 0.8 else 15):
             return float(back), float(ink)
 
 

@@ -110,7 +110,7 @@ class WordSynthesiser:
             return None
         if ink.mask.shape[1] > 1400 or ink.mask.shape[0] > 160 or min(ink.mask.shape) < 3:
             return None
-        severity = self.severity * rng.betavariate(1.3, 2.2)
+        severity = self.severity * rng.betavariate(1.2, 2.4)
         mask, neighbours, centres = self._layout(rng, noise, lang, face, style, ink, severity)
         image = degrade(noise, compose(noise, mask, neighbours), severity)
         if contrast(image, mask) < MIN_CONTRAST * 0.6:
@@ -137,8 +137,8 @@ class WordSynthesiser:
         if rng.random() < 0.12 and width > 1.5 * height:
             canvas = bend(noise, canvas, rng.uniform(-0.35, 0.35) * height)
         matrix = random_homography(noise, canvas.shape[0], canvas.shape[1], 0.4 + severity)
-        if rng.random() < 0.25:  # squeezed and stretched lettering
-            matrix = np.diag([rng.uniform(0.75, 1.3), 1, 1]) @ matrix
+        if rng.random() < 0.4:  # squeezed and stretched lettering
+            matrix = np.diag([rng.uniform(0.65, 1.3), 1, 1]) @ matrix
         stretched = max(8, int(canvas.shape[1] * max(1.0, matrix[0, 0] / matrix[2, 2])) + 8)
         canvas = cv2.warpPerspective(canvas, matrix, (stretched, canvas.shape[0]), flags=cv2.INTER_LINEAR)
         rows, cols = np.flatnonzero(canvas.max(1) > 40), np.flatnonzero(canvas.max(0) > 40)

@@ -49,13 +49,22 @@ def learning_rate_factor(step: int, warmup_steps: int, max_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Weight decay on matrices and convolutions only; biases, norms and special rows have none."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
+def parameter_groups(model: nn.Module, weight_decay: float, rates: dict[str, float] | None = None) -> list[dict]:
+    """Groups of trained parameters for AdamW.
+
+    Weight decay is for matrices and convolutions only; biases, norms and special rows have none.
+
+    Args:
+        model: The model.
+        weight_decay: Decay of matrices.
+        rates: Factors of the learning rate by prefix of the parameter's name; 1 for all others.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rate = next((factor for prefix, factor in (rates or {}).items() if name.startswith(prefix)), 1.0)
+            groups.setdefault((rate, weight_decay if parameter.ndim >= 2 else 0.0), []).append(parameter)
+    return [{"params": group, "weight_decay": decay, "rate": rate} for (rate, decay), group in groups.items()]
 
 
 class Trainer:
@@ -68,6 +77,7 @@ class Trainer:
             that step on. Must depend on nothing but its arguments and the seed.
         evaluate: Called with the bare model in eval mode; its metrics are logged, and `metric` chooses the best.
         metric: Key of the figure to maximise in what `evaluate` returns.
+        rates: Factors of the learning rate (see `parameter_groups`).
 
     Raises:
         FileNotFoundError: If `resume` is asked for and there is no checkpoint.
@@ -80,6 +90,7 @@ class Trainer:
         batches: Callable[[int, int, int], Iterator[Batch]],
         evaluate: Callable[[PreTrainedModel], dict[str, float]] | None = None,
         metric: str = "wrr",
+        rates: dict[str, float] | None = None,
     ):
         torch.set_num_threads(args.num_threads)
         set_seed(args.seed)
@@ -87,7 +98,7 @@ class Trainer:
         self.accelerator = Accelerator()
         self.output_dir = Path(args.output_dir)
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(model, args.weight_decay), lr=args.learning_rate, betas=(0.9, 0.98)
+            parameter_groups(model, args.weight_decay, rates), lr=args.learning_rate, betas=(0.9, 0.98)
         )
         # Convolutions are faster with channels last, on CPU and GPU alike.
         model.to(memory_format=torch.channels_last)
@@ -118,7 +129,7 @@ class Trainer:
             waited += time.monotonic() - asked
             factor = learning_rate_factor(self.step, args.warmup_steps, args.max_steps)
             for group in self.optimizer.param_groups:
-                group["lr"] = args.learning_rate * factor
+                group["lr"] = args.learning_rate * factor * group["rate"]
             with self.accelerator.autocast():
                 loss = self.model(**batch).loss
             self.accelerator.backward(loss)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-import cv2
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from mstr_hf.charsets import load_charsets
 from mstr_hf.models.image_processing_mstr import resized_width
+from mstr_hf.models.modeling_refiner import RefinerModel
 from mstr_hf.models.modeling_spotter import IGNORED, SpotterModel
 from mstr_hf.models.prototype_bank import PrototypeBank
-from mstr_hf.models.text import visual_order
+from mstr_hf.models.text import normalise, visual_order
 from mstr_hf.synthesis.fonts import discover_fonts
 from mstr_hf.synthesis.synthetic_words import SyntheticWord, WordSynthesiser
 from mstr_hf.synthesis.words import load_words
@@ -132,10 +133,9 @@ def word_batches(
 
 
 def resize(image: np.ndarray) -> np.ndarray:
-    """uint8 `[H, W]` to the models' height and a width that keeps the ratio."""
+    """uint8 `[H, W]` to the models' height and a width that keeps the ratio, as the image processor does it."""
     width = resized_width(image.shape[1], image.shape[0])
-    shrinks = image.shape[0] > HEIGHT
-    return cv2.resize(image, (width, HEIGHT), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    return np.asarray(Image.fromarray(image).resize((width, HEIGHT), Image.Resampling.BICUBIC, reducing_gap=3.0))
 
 
 def readable(text: str, width: int) -> bool:
@@ -209,14 +209,33 @@ def reading_accuracy(model: SpotterModel, words: Sequence[SyntheticWord], vocabu
         words: Words that it was not trained on.
         vocabulary: Encodes labels and decodes readings.
     """
+
+    def read(batch: Batch) -> list[str]:
+        ids = model(batch["pixel_values"], batch["pixel_mask"]).top_k_ids[..., 0]
+        return [vocabulary.decode(row) for row in ids.tolist()]
+
+    return _accuracy(read, words, vocabulary)
+
+
+def refined_accuracy(model: RefinerModel, words: Sequence[SyntheticWord], vocabulary: Vocabulary) -> dict[str, float]:
+    """As :func:`reading_accuracy`, for the Refiner on every word."""
+
+    def read(batch: Batch) -> list[str]:
+        readings = model.recognise(batch["pixel_values"], batch["pixel_mask"], gate_threshold=2.0)
+        return [normalise(reading["text"], vocabulary.joiners) for reading in readings]
+
+    return _accuracy(read, words, vocabulary)
+
+
+def _accuracy(
+    read: Callable[[Batch], list[str]], words: Sequence[SyntheticWord], vocabulary: Vocabulary
+) -> dict[str, float]:
     items = sorted(((resize(word.image), word) for word in words), key=lambda item: item[0].shape[1])
-    readings: dict[str, list[tuple[str, str]]] = {}
+    hits: dict[str, list[bool]] = {}
     for start in range(0, len(items), 32):
         part = items[start : start + 32]
-        batch = collate(part, vocabulary)
-        output = model(batch["pixel_values"], batch["pixel_mask"])
-        for ids, (_, word) in zip(output.top_k_ids[..., 0].tolist(), part, strict=True):
-            readings.setdefault(word.lang, []).append((vocabulary.decode(ids), word.text))
-    figures = {f"wrr_{lang}": np.mean([r == t for r, t in pairs]) for lang, pairs in sorted(readings.items())}
+        for text, (_, word) in zip(read(collate(part, vocabulary)), part, strict=True):
+            hits.setdefault(word.lang, []).append(text == word.text)
+    figures = {f"wrr_{lang}": np.mean(right) for lang, right in sorted(hits.items())}
     figures["wrr"] = np.mean(list(figures.values()))
     return {name: round(float(value), 4) for name, value in figures.items()}
