@@ -10,10 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import torch
 from PIL import Image
 from tqdm import tqdm
+from transformers import AutoModel, AutoProcessor
+from transformers.utils import logging
 
-# torch and transformers take seconds to import: the commands import them once they need them.
+from mstr_hf.hub import cache
+from mstr_hf.models.image_processing_mstr import load_image
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """What is read of a folder."""
@@ -101,14 +105,15 @@ def _languages(text: str) -> list[str]:
 
 
 def _install_checkpoint(arguments: argparse.Namespace) -> int:
-    from mstr_hf.hub.cache import REPO_ID, install_checkpoint
-
     try:
-        installed = install_checkpoint(arguments.cache_dir)
+        installed = cache.install_checkpoint(arguments.cache_dir)
     except OSError as error:
-        raise CommandError(f"cannot install {REPO_ID}: {error}") from error
-    print(f"{REPO_ID} {'installed' if installed.changed else 'was there already'}: {installed.snapshot}")
+        raise CommandError(f"cannot install {cache.REPO_ID}: {error}") from error
+    print(
+        f"{cache.REPO_ID} {'installed' if installed.changed else 'was there already'}: {installed.snapshot}"
+    )
     print(f"revision {installed.revision}")
+    print("without network, load it with HF_HUB_OFFLINE=1 or local_files_only=True")
     return 0
 
 
@@ -168,15 +173,9 @@ class _Reader:
     """A checkpoint, loaded to read files."""
 
     def __init__(self, name: str | None, device: str | None, languages: list[str] | None):
-        import torch
-        from transformers import AutoModel, AutoProcessor
-        from transformers.utils import logging
-
-        from mstr_hf.hub.cache import CHECKPOINT
-
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-        name = name or str(CHECKPOINT)
+        name = name or str(cache.CHECKPOINT)
         try:
             model = AutoModel.from_pretrained(name).eval()
             processor = AutoProcessor.from_pretrained(name)
@@ -186,7 +185,7 @@ class _Reader:
             raise CommandError(f"no model in {name}: {_first_line(error)}") from error
         if not hasattr(model, "recognise"):
             raise CommandError(f"{name} is a {type(model).__name__}: name a model that reads words")
-        known = sorted(token[6:-1] for token in processor.tokenizer.get_vocab() if token.startswith("<lang="))
+        known = model.get_bank().all_languages
         if unknown := [lang for lang in languages or () if lang not in known]:
             raise CommandError(f"--lang: unknown language {', '.join(unknown)}: use {', '.join(known)}")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -215,8 +214,6 @@ class _Reader:
             yield from ((path, results[index]) for index, path in enumerate(part))
 
     def _read_batch(self, paths: Sequence[Path], alternatives: int) -> list[Reading | ValueError]:
-        from mstr_hf.models.image_processing_mstr import load_image
-
         results: list[Reading | ValueError] = []
         images = []
         for path in paths:

@@ -1,5 +1,6 @@
 import os
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -30,3 +31,43 @@ def _fail_if_tool_is_missing(report):
             report.outcome = "failed"
             report.longrepr = f"{reason} (MSTR_REQUIRE_TOOLS is set: install it)"
     return report
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> Path:
+    """Folder of a small Refiner for English and Hindi with random weights, laid out as its Hub repository."""
+    import torch
+
+    from mstr_hf import (
+        PrototypeBank,
+        RefinerModel,
+        SpotterConfig,
+        SpotterModel,
+        build_vocabulary,
+        load_charsets,
+    )
+    from mstr_hf.hub.publish import assemble
+
+    torch.manual_seed(0)
+    vocabulary = build_vocabulary(load_charsets(["en", "hi"]))
+    bank = PrototypeBank(
+        torch.nn.functional.normalize(torch.randn(len(vocabulary.rows), 16), dim=-1),
+        [row.character for row in vocabulary.rows],
+        [row.subtype for row in vocabulary.rows],
+        [row.script for row in vocabulary.rows],
+        [row.languages for row in vocabulary.rows],
+        vocabulary.joiners,
+    )
+    spotter = SpotterModel(
+        SpotterConfig(
+            stem_channels=8,
+            stage_channels=(8, 16, 16),
+            intermediate_size=16,
+            projection_dim=16,
+            num_hidden_layers=1,
+        )
+    )
+    spotter.set_bank(bank, base=True)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    assemble(RefinerModel.from_spotter(spotter).eval(), folder)
+    return folder

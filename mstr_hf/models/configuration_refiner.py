@@ -45,7 +45,7 @@ class RefinerConfig(PreTrainedConfig):
         text_config: The decoder's configuration.
         logit_scale_init: Initial scale of the cosines; learned.
         freeze_spotter: True trains the Refiner alone, on what a finished Spotter sees.
-        temperature: Divides the scaled cosines when scores are made; fitted on held-out data.
+        score_temperature: Divides the scaled cosines when scores are made; fitted on held-out data.
         gate_threshold: Words whose Spotter score is at least this are not refined; chosen on held-out data.
         pad_token_id: Id of padding.
         bos_token_id: Id of the start of a word.
@@ -60,7 +60,8 @@ class RefinerConfig(PreTrainedConfig):
     text_config: dict[str, Any] | RefinerDecoderConfig | None = None
     logit_scale_init: float | int = 16.0
     freeze_spotter: bool = True
-    temperature: float | int = 1.0
+    # Not "temperature", which transformers would take for that of sampling.
+    score_temperature: float | int = 1.0
     gate_threshold: float | int = 1.0
     pad_token_id: int | None = 0
     bos_token_id: int | None = 1

@@ -31,7 +31,7 @@ class SpotterConfig(PreTrainedConfig):
         num_base_prototypes: Rows that the model was trained with.
         base_digest: Digest of those rows; other banks must begin with them.
         bank: Characters, subtypes, scripts and languages of the rows (`PrototypeBank.metadata`).
-        temperature: Divides the scaled cosines when scores are made; fitted on held-out data.
+        score_temperature: Divides the scaled cosines when scores are made; fitted on held-out data.
     """
 
     model_type = "mstr_spotter"
@@ -54,7 +54,7 @@ class SpotterConfig(PreTrainedConfig):
     num_base_prototypes: int = 512
     base_digest: str = ""
     bank: dict[str, Any] | None = None
-    temperature: float | int = 1.0
+    score_temperature: float | int = 1.0
 
     def validate_architecture(self) -> None:
         """Refuses sizes that do not fit together."""

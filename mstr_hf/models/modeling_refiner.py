@@ -36,7 +36,7 @@ class RefinerEncoderOutput(ModelOutput):
     """What the decoder attends to.
 
     Attributes:
-        last_hidden_state: Prefix memory, then visual memory, `[B, S, C]`.
+        last_hidden_state: Prefix memory (`max_length` rows), then visual memory, `[B, S, C]`.
         memory_mask: True where there is something to attend to, `[B, S]`.
     """
 
@@ -151,9 +151,11 @@ class RefinerEncoder(nn.Module):
         head = self.spotter.head
         prefix = self.prefix_memory(head.prototypes, spotted.top_k_ids, spotted.top_k_scores, head.scale)
         visual, visual_mask = self.visual_memory(spotted.feature_maps, spotted.column_mask)
+        # As many prefix rows whatever the width, so that the decoder knows where they are.
+        spare = self.config.spotter_config.max_length - prefix.shape[1]
         return RefinerEncoderOutput(
-            last_hidden_state=torch.cat([prefix, visual], 1),
-            memory_mask=torch.cat([spotted.character_mask, visual_mask], 1),
+            last_hidden_state=torch.cat([F.pad(prefix, (0, 0, 0, spare)), visual], 1),
+            memory_mask=torch.cat([F.pad(spotted.character_mask, (0, spare)), visual_mask], 1),
         )
 
     def forward(
@@ -208,7 +210,7 @@ class RefinerModel(PreTrainedModel, GenerationMixin):
         """A Refiner with untrained weights around a trained Spotter, on the Spotter's bank."""
         model = cls(RefinerConfig(spotter_config=spotter.config.to_dict()))
         model.spotter.load_state_dict(spotter.state_dict())
-        return model
+        return model.train()  # before an optimiser or DistributedDataParallel collects what is trained
 
     def train(self, mode: bool = True) -> RefinerModel:
         """Training mode; a frozen Spotter stays as it is, batch statistics included."""
@@ -302,6 +304,10 @@ class RefinerModel(PreTrainedModel, GenerationMixin):
         positions = past + torch.arange(length, device=memory.device)
         states = self._embed(decoder_input_ids)
         states = states + sinusoids(positions, states.shape[-1]).to(states.dtype)
+        # The Spotter's step at the same place is right most of the time: it goes in directly, and attention is left
+        # with what the Spotter got wrong.
+        nearest = positions.clamp(max=self.config.spotter_config.max_length - 1)
+        states = states + memory[:, nearest] * memory_mask[:, nearest, None].to(states.dtype)
         # A static cache is as long as it may ever get; what lies ahead is masked like the future.
         total = past + length
         if past_key_values is not None and past_key_values.is_compileable:
@@ -375,12 +381,13 @@ class RefinerModel(PreTrainedModel, GenerationMixin):
             row_mask = bank.language_mask(languages).to(pixel_values.device).expand(len(pixel_values), -1)
         spotted = self.encoder.spot(pixel_values, pixel_mask, row_mask)
         scores = self.spotter.word_scores(spotted)
+        scale = self.spotter.head.scale / self.spotter.config.score_temperature
         threshold = self.config.gate_threshold if gate_threshold is None else gate_threshold
         readings = [
             _reading(bank, ids[:count], probabilities[:count], score, num_alternatives)
             for ids, probabilities, count, score in zip(
                 spotted.top_k_ids.tolist(),
-                (self.spotter.head.scale / self.spotter.config.temperature * spotted.top_k_scores).softmax(-1).tolist(),
+                (scale * spotted.top_k_scores).softmax(-1).tolist(),
                 spotted.character_mask.sum(1).tolist(),
                 scores.tolist(),
                 strict=True,
@@ -417,6 +424,7 @@ class RefinerModel(PreTrainedModel, GenerationMixin):
             encoder_outputs=RefinerEncoderOutput(**memory),  # generate repeats its entries for the beams, in place
             row_mask=row_mask,
             max_new_tokens=self.config.spotter_config.max_length + 1,
+            forced_eos_token_id=EOS,
             num_beams=beams,
             num_return_sequences=beams,
             do_sample=False,
@@ -432,7 +440,7 @@ class RefinerModel(PreTrainedModel, GenerationMixin):
         if row_mask is not None:
             row_mask = row_mask.repeat_interleave(beams, 0)
         logits = self(labels=labels, encoder_outputs=expanded, row_mask=row_mask, use_cache=False).logits
-        log_probs = (logits[:, : sequences.shape[1]] / self.config.temperature).log_softmax(-1)
+        log_probs = (logits[:, : sequences.shape[1]] / self.config.score_temperature).log_softmax(-1)
         chances = log_probs.gather(-1, sequences[..., None])[..., 0]
         scores = (chances * written).sum(1).exp().view(-1, beams)
         top = log_probs.exp().topk(num_alternatives + 1, dim=-1)

@@ -298,7 +298,7 @@ class SpotterModel(SpotterPreTrainedModel):
 
     def word_scores(self, output: SpotterOutput) -> torch.Tensor:
         """Probability of each reading, `[B]`: the sum over all CTC paths that collapse to it, at the temperature."""
-        temperature = self.config.temperature
+        temperature = self.config.score_temperature
         log_probs = self.log_probs(output.similarity / temperature, output.blank_similarity / temperature)
         present = output.character_mask
         losses = F.ctc_loss(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.nn import functional as F
 from transformers.utils import cached_file
@@ -144,7 +144,8 @@ class PrototypeBank:
             "characters": "".join(self.characters),
             "subtypes": "".join(map(str, self.subtypes)),
             "scripts": scripts,
-            "languages": users,
+            # Pairs, as a config sorts the keys of its dictionaries and the order of languages gives the ids.
+            "languages": [[lang, characters] for lang, characters in users.items()],
             "joiners": self.joiners,
             "mclip_revision": self.mclip_revision,
         }
@@ -154,7 +155,7 @@ class PrototypeBank:
         """The inverse of :meth:`metadata`."""
         script_of = {character: script for script, characters in metadata["scripts"].items() for character in characters}
         users: dict[str, list[str]] = {character: [] for character in metadata["characters"]}
-        for lang, characters in metadata["languages"].items():
+        for lang, characters in metadata["languages"]:
             for character in characters:
                 users[character].append(lang)
         characters = list(metadata["characters"])
@@ -187,12 +188,15 @@ class PrototypeBank:
 
         Raises:
             OSError: If there is no such file.
-            BankError: If the file's contents do not match its digest.
+            BankError: If the file is cut off, or its contents do not match its digest.
         """
         path = cached_file(str(name_or_path), BANK_FILE, **hub_options)
-        with safe_open(path, framework="pt") as file:
-            stored = file.metadata() or {}
-            prototypes = file.get_tensor("prototypes")
+        try:
+            with safe_open(path, framework="pt") as file:
+                stored = file.metadata() or {}
+                prototypes = file.get_tensor("prototypes")
+        except SafetensorError as error:
+            raise BankError(f"{path} was changed or cut off ({error}): fetch or build it again") from None
         if "bank" not in stored:
             raise BankError(f"{path} has no bank metadata: build it with scripts/build_prototype_bank.py")
         bank = cls.from_metadata(json.loads(stored["bank"]), prototypes)

@@ -84,6 +84,21 @@ class WordSynthesiser:
             if word is not None:
                 return word
 
+    def draw(self, seed: int, text: str, lang: str) -> SyntheticWord:
+        """Draws a given text; the same picture for the same seed and settings.
+
+        Raises:
+            ValueError: If no face draws it legibly.
+        """
+        rng = random.Random(f"{seed}/{text}")
+        noise = np.random.default_rng(rng.getrandbits(64))
+        for _ in range(100):
+            face = self._face(rng, lang, text)
+            word = face and self._draw(rng, noise, lang, face, text)
+            if word:
+                return word
+        raise ValueError(f"no face draws {text!r} legibly: install more fonts for {lang}")
+
     def stream(self, seed: int, start: int = 0, step: int = 1) -> Iterator[SyntheticWord]:
         """Endless words at indices start, start + step, ... (a worker's share)."""
         index = start

@@ -28,7 +28,7 @@ HEIGHT = 32
 # Pixels a frame: two frames for each column of four pixels.
 FRAME_WIDTH = 2
 # Wider words are left out of training batches: one of them would cost as much as four others.
-MAX_WIDTH = 288
+MAX_WIDTH = 192
 # Words are drawn in chunks of this many batches and sorted by width within a chunk, so that little is padding.
 CHUNK = 8
 

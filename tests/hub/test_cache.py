@@ -1,37 +1,37 @@
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 from huggingface_hub import scan_cache_dir, try_to_load_from_cache
-from transformers import BertConfig, BertModel
 
-from mstr_hf.charsets import load_charsets
+from mstr_hf import RefinerModel, build_vocabulary, load_charsets
 from mstr_hf.hub import cache
-from mstr_hf.vocabulary import build_vocabulary
 
+# With the package, and without it through the code that lies beside the weights.
 LOAD = """
 import sys
-from transformers import AutoModel, AutoTokenizer
-for revision in ("main", sys.argv[1]):
-    model = AutoModel.from_pretrained("mstr/refiner-6lang", revision=revision)
-    tokenizer = AutoTokenizer.from_pretrained("mstr/refiner-6lang", revision=revision)
-    print(model.embeddings.word_embeddings.weight.sum().item(), tokenizer("word").input_ids)
+from transformers import AutoModel, AutoProcessor
+revision, package = sys.argv[1:]
+if package:
+    import mstr_hf
+else:
+    sys.modules["mstr_hf"] = None
+for where in ({"revision": revision}, {}):
+    model = AutoModel.from_pretrained("mstr/refiner-6lang", trust_remote_code=not package, **where)
+    processor = AutoProcessor.from_pretrained("mstr/refiner-6lang", trust_remote_code=not package, **where)
+    print(type(model).__module__, model.special_rows.sum().item(), processor.tokenizer("word").input_ids)
 """
 
 
 @pytest.fixture
-def checkpoint(tmp_path, monkeypatch):
-    """A small model of another family with our tokenizer takes the place of the bundled checkpoint."""
+def checkpoint(tiny_checkpoint, tmp_path, monkeypatch):
+    """A copy of a small checkpoint takes the place of the bundled one."""
     folder = tmp_path / "checkpoint"
-    config = BertConfig(
-        vocab_size=300, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
-    )
-    BertModel(config).save_pretrained(folder)
-    build_vocabulary(load_charsets(["en", "hi"])).tokenizer().save_pretrained(folder)
+    shutil.copytree(tiny_checkpoint, folder)
     (folder / "pictures").mkdir()
     (folder / "pictures" / "word.txt").write_text("in a folder")
     monkeypatch.setattr(cache, "CHECKPOINT", folder)
@@ -46,14 +46,19 @@ def _times(folder):
     return {path: path.lstat().st_mtime_ns for path in folder.rglob("*")}
 
 
-def test_loads_by_name_in_a_fresh_process_without_network(checkpoint, tmp_path):
-    installed = cache.install_checkpoint(tmp_path / "cache")
-    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", LOAD, installed.revision]
+@pytest.mark.parametrize("package", ["mstr_hf", ""])
+def test_loads_by_name_in_a_fresh_process_without_network(checkpoint, tmp_path, package):
+    installed = cache.install_checkpoint(tmp_path / "hub")
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub")}
+    command = [sys.executable, "-c", LOAD, installed.revision, package]
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    weight = BertModel.from_pretrained(checkpoint).embeddings.word_embeddings.weight.sum().item()
+    weight = RefinerModel.from_pretrained(checkpoint).special_rows.sum().item()
     ids = build_vocabulary(load_charsets(["en", "hi"])).encode("word")
-    assert done.stdout.splitlines() == [f"{weight} {ids}"] * 2
+    for line in done.stdout.splitlines():
+        module, rest = line.split(maxsplit=1)
+        assert module.startswith(package or "transformers_modules.") and module.endswith("modeling_refiner")
+        assert rest == f"{weight} {ids}"
+    assert len(done.stdout.splitlines()) == 2
 
 
 def test_is_an_orderly_entry_of_the_cache(checkpoint, tmp_path):
@@ -101,7 +106,7 @@ def test_mends_what_is_damaged(checkpoint, tmp_path):
 
 def test_other_contents_are_another_revision_beside_the_first(checkpoint, tmp_path):
     first = cache.install_checkpoint(tmp_path / "cache")
-    BertModel.from_pretrained(checkpoint, dtype=torch.float16).save_pretrained(checkpoint)
+    (checkpoint / "README.md").write_text("another card")
     second = cache.install_checkpoint(tmp_path / "cache")
     assert second.revision != first.revision
     assert (first.snapshot / "model.safetensors").is_file()
