@@ -1,9 +1,14 @@
 import os
+import re
 from collections.abc import Generator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from mstr_hf.synthesis.fonts import FontIndex
 
 # Tests run offline; the Hub's library reads this when it is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -11,6 +16,46 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # A deadline for each example would make property tests fail on a busy machine.
 settings.register_profile("mstr", deadline=None)
 settings.load_profile("mstr")
+
+
+@pytest.fixture
+def tiny_refiner():
+    """A small Refiner with random weights, calibrated at random, that knows the letters of en and hi."""
+    import torch
+
+    from mstr_hf import (
+        PrototypeBank,
+        RefinerModel,
+        SpotterConfig,
+        SpotterModel,
+        build_vocabulary,
+        load_charsets,
+    )
+    from mstr_hf.models.modeling_spotter import random_unit_rows
+
+    torch.manual_seed(0)
+    vocabulary = build_vocabulary(load_charsets(["en", "hi"]))
+    bank = PrototypeBank(
+        random_unit_rows(len(vocabulary.rows), 16),
+        [row.character for row in vocabulary.rows],
+        [row.subtype for row in vocabulary.rows],
+        [row.script for row in vocabulary.rows],
+        [row.languages for row in vocabulary.rows],
+        vocabulary.joiners,
+    )
+    shape = {
+        "stem_channels": 8,
+        "stage_channels": (8, 16, 32),
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+    }
+    spotter = SpotterModel(
+        SpotterConfig(**shape, projection_dim=16, num_prototypes=len(bank), score_temperature=1.3)
+    )
+    spotter.set_bank(bank, base=True)
+    refiner = RefinerModel.from_spotter(spotter).eval()
+    refiner.config.score_temperature = 1.7
+    return refiner
 
 
 @pytest.hookimpl(wrapper=True)
@@ -71,3 +116,22 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint")
     assemble(RefinerModel.from_spotter(spotter).eval(), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def fonts(tmp_path_factory) -> "FontIndex":
+    """Faces of English, Hindi and Arabic in a few of the system's fonts, which are indexed at once."""
+    from mstr_hf.synthesis import fonts
+
+    names = r"/(DejaVu|Liberation|Lohit-Dev|NotoS(ans|erif)Devanagari-|Noto(Naskh|Sans)Arabic-|Amiri-)[^/]*$"
+    files = [path for path in fonts._system_files() if re.search(names, path)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MSTR_CACHE", str(tmp_path_factory.mktemp("fonts")))
+        patch.setattr(fonts, "_system_files", lambda: iter(files))
+        index = fonts.discover_fonts(["en", "hi", "ar"])
+    if not all(index.by_language[lang] and index.faces(lang, "heldout") for lang in ("en", "hi", "ar")):
+        pytest.skip(
+            "missing: fonts: apt-get install fonts-dejavu-core fonts-liberation fonts-lohit-deva fonts-noto-core "
+            "fonts-hosny-amiri"
+        )
+    return index

@@ -37,6 +37,15 @@ def additive_mask(keep: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.zeros_like(keep, dtype=dtype).masked_fill(~keep, torch.finfo(dtype).min)[:, None, None, :]
 
 
+def cosines(embeddings: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Products of unit embeddings `[..., D]` and unit rows `[N, D]` or `[D]`, `[..., N]` or `[...]`.
+
+    In float32 under autocast too: those of characters that look alike differ by less than bfloat16 can tell.
+    """
+    with torch.autocast(embeddings.device.type, enabled=False):
+        return embeddings.float() @ rows.float().t()
+
+
 class Attention(nn.Module):
     """Multi-head attention over the states themselves or over a memory, with an optional key/value cache.
 

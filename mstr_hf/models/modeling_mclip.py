@@ -18,7 +18,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_mclip import MCLIPConfig
-from .layers import EncoderLayer, additive_mask, init_layer_weights
+from .layers import EncoderLayer, additive_mask, cosines, init_layer_weights
 
 NUM_SUBTYPES = 4
 DEFAULT_MARGIN = 0.2
@@ -209,7 +209,8 @@ class MCLIPModel(PreTrainedModel):
         if rows is None:
             return MCLIPOutput(image_embeds=image_embeds, text_embeds=text_embeds)
         scale = self.logit_scale.exp().clamp(max=self.config.logit_scale_max)
-        contrastive = contrastive_loss(scale * _gather(image_embeds) @ _gather(text_embeds).t(), _gather(rows))
+        similarity = cosines(scale * _gather(image_embeds), _gather(text_embeds))
+        contrastive = contrastive_loss(similarity, _gather(rows))
         loss, arcface, subtype = contrastive, None, None
         if self.config.arcface_weight:
             arcface = self._arcface_loss(image_embeds, rows, margins)
@@ -226,7 +227,7 @@ class MCLIPModel(PreTrainedModel):
     def _arcface_loss(
         self, image_embeds: torch.Tensor, rows: torch.Tensor, margins: torch.Tensor | None
     ) -> torch.Tensor:
-        cosine = image_embeds @ F.normalize(self.arcface_centres, dim=-1).t()
+        cosine = cosines(image_embeds, F.normalize(self.arcface_centres, dim=-1))
         if margins is None:
             margins = torch.full(rows.shape, DEFAULT_MARGIN, device=cosine.device)
         # Kept off +-1, where the derivative of arccos is infinite.

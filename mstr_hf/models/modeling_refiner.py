@@ -22,7 +22,7 @@ from transformers.generation import GenerationMixin
 from transformers.utils import ModelOutput
 
 from .configuration_refiner import RefinerConfig
-from .layers import DecoderLayer, additive_mask, init_layer_weights
+from .layers import DecoderLayer, additive_mask, cosines, init_layer_weights
 from .modeling_spotter import IGNORED, TOKEN_OFFSET, SpotterModel, SpotterOutput
 from .prototype_bank import PrototypeBank
 from .text import display
@@ -319,10 +319,10 @@ class RefinerModel(PreTrainedModel, GenerationMixin):
         for layer in self.layers:
             states = layer(states, memory, causal[None, None], mask, past_key_values)
         embeddings = F.normalize(self.embedding_projection(self.norm(states)).float(), dim=-1)
-        bank = self.spotter.head.prototypes.float()
-        special = embeddings @ F.normalize(self.special_rows.float(), dim=-1).t()
+        bank = self.spotter.head.prototypes
+        special = cosines(embeddings, F.normalize(self.special_rows.float(), dim=-1))
         scale = self.log_scale.float().exp().clamp(max=100.0)
-        logits = scale * torch.cat([special, embeddings @ bank.t()], -1)
+        logits = scale * torch.cat([special, cosines(embeddings, bank)], -1)
         # Only the end and characters can be read; start, padding and prompt tokens cannot.
         never = torch.finfo(logits.dtype).min
         outputs = logits.new_full((*logits.shape[:2], TOKEN_OFFSET + len(bank)), never)

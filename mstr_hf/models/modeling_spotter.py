@@ -19,7 +19,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_spotter import SpotterConfig
-from .layers import EncoderLayer, additive_mask, init_layer_weights
+from .layers import EncoderLayer, additive_mask, cosines, init_layer_weights
 from .prototype_bank import BankError, PrototypeBank
 
 # Token id of bank row 0: special and prompt tokens come first (see the tokenizer).
@@ -188,7 +188,7 @@ class RetrievalHead(nn.Module):
     def retrieve(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings `[..., D]` to cosines with the bank `[..., N]` and with the blank row `[...]`."""
         blank = F.normalize(self.blank.float(), dim=-1)
-        return embeddings @ self.prototypes.float().t(), embeddings @ blank
+        return cosines(embeddings, self.prototypes), cosines(embeddings, blank)
 
     @property
     def scale(self) -> torch.Tensor:

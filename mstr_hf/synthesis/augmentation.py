@@ -138,7 +138,7 @@ def degrade(rng: np.random.Generator, image: np.ndarray, severity: float) -> np.
         thickness = max(1, round(height * rng.uniform(0.02, 0.07)))
         ends = rng.uniform(0, 1, 4) * np.array([width, height, width, height])
         start, end = (int(ends[0]), int(ends[1])), (int(ends[2]), int(ends[3]))
-        cv2.line(image, start, end, float(rng.uniform(0, 255)), thickness, cv2.LINE_AA)
+        image = cv2.line(image.copy(), start, end, float(rng.uniform(0, 255)), thickness, cv2.LINE_AA)
     if happens(0.45):  # defocus
         image = cv2.GaussianBlur(image, (0, 0), height * rng.uniform(0.008, 0.012 + 0.045 * severity))
     if happens(0.15):  # motion

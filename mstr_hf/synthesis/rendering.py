@@ -29,8 +29,7 @@ class FontStyle:
 
     def apply(self, font: hb.Font) -> None:
         """Set this style on a HarfBuzz font (replaces whatever style it had)."""
-        if self.variations:
-            font.set_variations(dict(self.variations))
+        font.set_variations(dict(self.variations))
         font.synthetic_bold = (self.bold, self.bold, False)
         font.synthetic_slant = self.slant
 
@@ -72,12 +71,27 @@ class Ink:
     spans: np.ndarray | None
 
 
+def _latin(text: str) -> list[bool]:
+    """Whether each character is Latin; what belongs to no script goes with the letter before it, or else after it."""
+    strong = [c.isalpha() for c in text]
+    latin = [unicodedata.name(c, "").startswith("LATIN") for c in text]
+    current = latin[strong.index(True)] if True in strong else False
+    return [current := latin[i] if strong[i] else current for i in range(len(text))]
+
+
 def _directional_runs(text: str) -> list[tuple[list[int], bool]]:
-    """Splits text into runs in visual order: (logical indices in logical order, right-to-left)."""
+    """Splits text into runs in visual order: (logical indices in logical order, right-to-left).
+
+    Latin letters and others are apart: HarfBuzz shapes a run by the rules of the first script in it.
+    """
     runs: list[tuple[list[int], bool]] = []
+    latin = _latin(text)
     previous, step = None, 0
     for index in visual_order(text):
-        if previous is not None and index - previous == step and abs(step) == 1:
+        if previous is not None and latin[index] != latin[previous]:
+            runs.append(([index], False))
+            step = 0
+        elif previous is not None and index - previous == step and abs(step) == 1:
             runs[-1][0].append(index)
         elif previous is not None and step == 0 and abs(index - previous) == 1:
             step = index - previous

@@ -109,7 +109,8 @@ class WordBatches(IterableDataset):
                 break
         words.sort(key=lambda item: item[0].shape[1])
         groups = [words[start : start + self.batch_size] for start in range(0, size, self.batch_size)]
-        random.Random(f"{self.seed}/chunk/{number}").shuffle(groups)
+        # The same order of widths in every process: each step waits for the slowest.
+        random.Random(f"{self.seed}/chunk/{number // self.step}").shuffle(groups)
         return [collate(group, self.vocabulary) for group in groups]
 
 

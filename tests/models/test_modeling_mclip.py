@@ -175,6 +175,18 @@ def test_arcface_at_the_ends_of_the_circle_has_finite_gradients():
     assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
 
 
+def test_autocast():
+    model = make_model(arcface_weight=1.0, subtype_weight=1.0).eval()
+    batch = make_batch([0, 1, 2, 1])
+    full = model(**batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(**batch)
+    output.loss.backward()
+    for name in ("contrastive_loss", "arcface_loss", "subtype_loss"):
+        assert output[name].item() == pytest.approx(full[name].item(), rel=0.05), name
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+
+
 def test_subtype_loss():
     model = make_model(subtype_weight=0.3).eval()
     batch = make_batch([0, 1, 2, 7])

@@ -355,6 +355,17 @@ def test_attention_implementations_agree(refiner, images, labels):
     assert torch.allclose(logits["sdpa"], logits["eager"], atol=1e-4)
 
 
+def test_autocast_compares_with_the_bank_in_full_precision(refiner, images, labels):
+    full = refiner(**images, labels=labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = refiner(**images, labels=labels)
+    assert output.logits.dtype == torch.float32
+    # bfloat16 could tell only a few hundred values apart
+    assert len(output.logits[..., TOKEN_OFFSET:].unique()) > 0.9 * output.logits[..., TOKEN_OFFSET:].numel()
+    output.loss.backward()
+    assert output.loss.item() == pytest.approx(full.loss.item(), rel=0.05)
+
+
 def test_bfloat16_reads(trained, bank, images, words, tmp_path):
     trained.save_pretrained(tmp_path)
     half = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)

@@ -374,12 +374,13 @@ def test_bfloat16(spotter, bank, images, labels, tmp_path):
     assert (half.word_scores(output) <= 1).all()
 
 
-def test_autocast(spotter, images, labels):
+def test_autocast_retrieves_in_full_precision(spotter, bank, images, labels):
     full = spotter(**images, labels=labels).loss
     with torch.autocast("cpu", torch.bfloat16):
-        loss = spotter(**images, labels=labels).loss
-    loss.backward()
-    assert loss.item() == pytest.approx(full.item(), rel=0.05)
+        output = spotter(**images, labels=labels)
+    assert torch.allclose(output.similarity, output.embeddings @ bank.prototypes.t(), atol=1e-6)
+    output.loss.backward()
+    assert output.loss.item() == pytest.approx(full.item(), rel=0.05)
     assert all(parameter.grad.isfinite().all() for parameter in spotter.parameters())
 
 
