@@ -3,7 +3,7 @@
     python scripts/build_checkpoint.py --refiner runs/refiner/final --results results.json \
         --output mstr_hf/pretrained/refiner-6lang --golden tests/golden/refiner-6lang.json
 
-Calibrate first (`scripts/calibrate.py`), then evaluate (`scripts/evaluate_real_words.py --output results.json`).
+Calibrate first (scripts/calibrate.py), then evaluate (scripts/evaluate_real_words.py --output results.json).
 """
 
 import argparse
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, required=True, help="folder to write; its card is model_cards/NAME.md"
     )
-    parser.add_argument("--golden", type=Path, help="file for the readings of the samples, which tests compare")
+    parser.add_argument("--golden", type=Path, help="file for the readings of the samples, for tests")
     args = parser.parse_args()
 
     model = RefinerModel.from_pretrained(args.refiner, dtype=torch.float32)

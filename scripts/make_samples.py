@@ -2,7 +2,7 @@
 
     python scripts/make_samples.py mstr_hf/pretrained/samples --fonts FOLDER
 
-Which picture a seed gives depends on the installed fonts; the seeds below were chosen by eye.
+Which picture a seed gives depends on the installed fonts and on the generator. The seeds were chosen by eye.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def tint(image: np.ndarray, rng: random.Random) -> np.ndarray:
-    """Gives dark and light parts a hue each and leaves the brightness: grey uint8 `[H, W]` to RGB `[H, W, 3]`."""
+    """Gives dark and light parts a hue each and keeps the brightness: uint8 `[H, W]` to `[H, W, 3]`."""
     paints = [colorsys.hsv_to_rgb(rng.choice(HUES), rng.uniform(0.2, 1), 1) for _ in range(2)]
     hues = np.array(paints, np.float32)
     dark, light = hues - (hues @ LUMA)[:, None]

@@ -14,7 +14,7 @@ MIN_CONTRAST = 28.0
 
 
 def paper(rng: np.random.Generator, height: int, width: int, level: float) -> np.ndarray:
-    """A background of about the given grey level: flat, gradient, mottled, striped or with panels; float32 `[H, W]`."""
+    """A background of about the given grey level: flat, gradient, mottled or with panels; float `[H, W]`."""
     image = np.full((height, width), level, np.float32)
     kind = rng.random()
     if kind < 0.35:

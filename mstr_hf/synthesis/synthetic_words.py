@@ -29,7 +29,7 @@ class SyntheticWord:
         text: Normalised text in logical order.
         lang: Language that the word was drawn from.
         family: Font family.
-        centres: Column of each character's centre as a fraction of the width, in *visual* order, float32
+        centres: Column of each character's centre as a fraction of the width, in *visual* order,
             `[len(text)]`; None where unknown.
     """
 

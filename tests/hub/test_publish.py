@@ -14,10 +14,17 @@ from mstr_hf.hub.publish import assemble
 from mstr_hf.models import modeling_refiner
 from mstr_hf.models.prototype_bank import BankError
 
-CODE = (
-    "configuration_refiner configuration_spotter image_processing_mstr layers modeling_refiner modeling_spotter "
-    "processing_mstr prototype_bank text"
-).split()
+CODE = [
+    "configuration_refiner",
+    "configuration_spotter",
+    "image_processing_mstr",
+    "layers",
+    "modeling_refiner",
+    "modeling_spotter",
+    "processing_mstr",
+    "prototype_bank",
+    "text",
+]
 FILES = [
     "config.json",
     "generation_config.json",
@@ -101,12 +108,8 @@ def test_calibration_is_kept_and_is_no_sampling_temperature(folder):
     assert (config.score_temperature, config.spotter_config.score_temperature) == (1.7, 1.3)
     generation = json.loads((folder / "generation_config.json").read_text())
     assert "temperature" not in generation
-    assert generation.items() >= {
-        "decoder_start_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-        "max_new_tokens": 65,
-    }.items()
+    expected = {"decoder_start_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "max_new_tokens": 65}
+    assert generation.items() >= expected.items()
 
 
 def test_tokens_are_those_of_the_charsets(folder):

@@ -31,7 +31,7 @@ def test_loss_is_that_of_right_and_wrong(script):
 
 
 def test_temperature_makes_scores_as_frequent_as_they_say(script):
-    """Every word has a logit of 4 for right (0.98), but one in five is wrong: 4 / 2.4 comes nearest to 0.8."""
+    """Each word has a logit of 4 (0.98 right), but one in five is wrong: 4 / 2.4 comes nearest to 0.8."""
     config = SimpleNamespace(score_temperature=1.0, model_type="stub")
 
     class Model:

@@ -1,0 +1,123 @@
+import cv2
+import numpy as np
+import pytest
+
+from mstr_hf.synthesis.augmentation import bend, compose, contrast, degrade, paper, random_homography
+
+HEIGHT, WIDTH = 48, 160
+
+
+@pytest.fixture(scope="module")
+def mask() -> np.ndarray:
+    """Coverage of a word with margins."""
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    cv2.putText(mask, "Words", (20, 34), cv2.FONT_HERSHEY_SIMPLEX, 1.0, 255, 5, cv2.LINE_AA)
+    return mask
+
+
+def photograph(mask: np.ndarray, seed: int, severity: float) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return degrade(rng, compose(rng, mask), severity)
+
+
+def test_an_image_is_a_function_of_its_seed(mask):
+    first = [photograph(mask, seed, 0.8) for seed in range(30)]
+    again = [photograph(mask, seed, 0.8) for seed in range(30)]
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert len({image.tobytes() for image in first}) == 30
+
+
+def test_images_are_grey_and_no_larger_than_the_ink(mask):
+    for seed in range(60):
+        image = photograph(mask, seed, 1.0)
+        assert image.dtype == np.uint8 and image.ndim == 2
+        height, width = image.shape
+        assert 9 <= height <= HEIGHT and 0.8 < (width / height) / (WIDTH / HEIGHT) < 1.25
+
+
+def test_arguments_are_left_alone(mask):
+    ink, neighbours = mask.copy(), np.flipud(mask).copy()
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        image = compose(rng, ink, neighbours)
+        before = image.copy()
+        degrade(rng, image, 1.0)
+        assert np.array_equal(image, before)
+    assert np.array_equal(ink, mask) and np.array_equal(neighbours, np.flipud(mask))
+
+
+def test_words_can_be_seen(mask):
+    clean = [contrast(np.clip(compose(np.random.default_rng(s), mask), 0, 255).astype(np.uint8), mask) for s in range(150)]
+    assert np.median(clean) > 80 and np.mean(np.array(clean) > 28) > 0.9
+    # dark on light and light on dark are about as frequent
+    darker = [
+        image[mask > 127].mean() < image[mask == 0].mean()
+        for image in (compose(np.random.default_rng(seed), mask) for seed in range(150))
+    ]
+    assert 0.3 < np.mean(darker) < 0.7
+
+
+def test_neighbours_are_painted(mask):
+    neighbours = np.zeros_like(mask)
+    neighbours[-4:] = 255
+    changed = [
+        np.abs(compose(np.random.default_rng(s), mask, neighbours) - compose(np.random.default_rng(s), mask)) for s in range(20)
+    ]
+    assert all(change[-4:].mean() > 10 for change in changed)
+    assert np.median([change[:-6].mean() for change in changed]) < 1
+
+
+def test_paper_has_its_level_and_many_kinds():
+    kinds = set()
+    for seed in range(80):
+        sheet = paper(np.random.default_rng(seed), 40, 90, 120.0)
+        assert sheet.shape == (40, 90)
+        assert abs(np.median(sheet) - 120) < 110
+        kinds.add((sheet.std() == 0, len(np.unique(sheet)) < 6))
+    assert kinds == {(True, True), (False, True), (False, False)}
+
+
+def test_damage_grows_with_severity(mask):
+    def mean_damage(severity: float) -> float:
+        rng = np.random.default_rng(0)
+        clean = np.where(mask > 127, 40.0, 200.0).astype(np.float32)
+        images = [cv2.resize(degrade(rng, clean, severity), (WIDTH, HEIGHT)) for _ in range(80)]
+        return float(np.mean([np.abs(image - clean).mean() for image in images]))
+
+    slight, middle, heavy = map(mean_damage, (0.0, 0.5, 1.0))
+    assert 0 < slight < 0.7 * middle < 0.9 * heavy < 60
+
+
+def test_contrast():
+    mask = np.zeros((20, 40), np.uint8)
+    mask[5:15, 10:30] = 255
+    image = np.where(mask > 0, 30, 190).astype(np.uint8)
+    assert contrast(image, mask) == contrast(255 - image, mask) == 160
+    assert contrast(cv2.resize(image, (20, 10), interpolation=cv2.INTER_AREA), mask) == 160
+    assert contrast(np.full_like(image, 90), mask) == 0
+    assert contrast(image, np.zeros_like(mask)) == contrast(image, np.full_like(mask, 255)) == 0
+
+
+def test_homographies_are_small_and_about_the_centre():
+    corners = np.float32([[[0, 0], [WIDTH, 0], [0, HEIGHT], [WIDTH, HEIGHT], [WIDTH / 2, HEIGHT / 2]]])
+    moves = []
+    for seed in range(100):
+        matrix = random_homography(np.random.default_rng(seed), HEIGHT, WIDTH, 0.8)
+        assert matrix.shape == (3, 3)
+        assert np.array_equal(matrix, random_homography(np.random.default_rng(seed), HEIGHT, WIDTH, 0.8))
+        moved = np.linalg.norm(cv2.perspectiveTransform(corners, matrix) - corners, axis=-1)[0]
+        assert moved[4] < 0.5
+        moves.append(moved[:4].max())
+    assert 1 < np.median(moves) < 0.3 * HEIGHT and max(moves) < HEIGHT
+
+
+def test_bending_moves_columns_up_and_down_only():
+    mask = np.zeros((80, 120), np.uint8)
+    mask[36:44, 10:110] = 255
+    for seed in range(20):
+        bent = bend(np.random.default_rng(seed), mask, 12.0)
+        assert bent.shape == mask.shape and bent.dtype == np.uint8
+        ink = bent.astype(float).sum(0)
+        assert np.allclose(ink[10:110], 8 * 255, rtol=0.1) and not ink[:10].any() and not ink[110:].any()
+        rows = (bent * np.arange(80.0)[:, None]).sum(0)[10:110] / ink[10:110]
+        assert 6 < rows.max() - rows.min() < 26 and np.abs(rows - 39.5).max() < 13

@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+
+from mstr_hf.charsets import load_charsets
+from mstr_hf.models.text import normalise
+from mstr_hf.synthesis.characters import FRAME_HEIGHT, FRAME_WIDTH, CharacterSynthesiser
+from mstr_hf.vocabulary import build_vocabulary
+
+CHARSETS = load_charsets(["en", "hi", "ar"])
+ROWS = build_vocabulary(CHARSETS).rows
+LETTERS = {charset.lang: charset.letters for charset in CHARSETS}
+
+
+@pytest.fixture(scope="module")
+def characters(fonts) -> CharacterSynthesiser:
+    return CharacterSynthesiser(fonts, ROWS, LETTERS)
+
+
+def test_a_crop_is_a_function_of_seed_and_index(fonts, characters):
+    other = CharacterSynthesiser(fonts, ROWS, LETTERS)
+    backwards = [other.character(5, index) for index in reversed(range(40))][::-1]
+    for index, crop in enumerate(backwards):
+        same = characters.character(5, index)
+        assert np.array_equal(same.image, crop.image) and (same.row, same.lang) == (crop.row, crop.lang)
+    assert any(characters.character(6, index).row != crop.row for index, crop in enumerate(backwards))
+    assert len({crop.image.tobytes() for crop in backwards}) == 40
+
+
+def test_crops_show_their_row(characters):
+    for index in range(150):
+        crop = characters.character(0, index)
+        assert crop.image.shape == (FRAME_HEIGHT, FRAME_WIDTH) == (32, 48) and crop.image.dtype == np.uint8
+        assert crop.lang in ROWS[crop.row].languages
+    spread = [characters.character(0, index).image.std() for index in range(150)]
+    assert np.median(spread) > 12
+
+
+def test_every_pair_comes_once_a_lap(characters, monkeypatch):
+    monkeypatch.setattr(characters, "crop", lambda row, lang, seed, index: (row, lang))
+    count = len(characters.drawable)
+    laps = [[characters.character(0, lap * count + place) for place in range(count)] for lap in range(2)]
+    assert sorted(laps[0]) == sorted(laps[1]) == sorted(characters.drawable)
+    assert laps[0] != laps[1]
+
+
+def test_what_has_ink_is_drawable(characters):
+    drawable = {ROWS[row].character for row, _ in characters.drawable}
+    assert not drawable & {"\u200c", "\u200d"}
+    missing = {row.character for row in ROWS} - drawable
+    assert all(normalise(character, "") == "" or not character.isalnum() for character in missing), missing
+    assert len(missing) < 10
+    assert {lang for _, lang in characters.drawable} == {"en", "hi", "ar"}
+    # a Western digit is drawn in the fonts of every language
+    digit = next(index for index, row in enumerate(ROWS) if row.character == "7")
+    assert [lang for row, lang in characters.drawable if row == digit] == ["en", "hi", "ar"]
+
+
+def test_lookalikes_differ_by_their_place(fonts, characters):
+    clean = CharacterSynthesiser(fonts, ROWS, LETTERS, severity=0.0)
+    rows = {row.character: index for index, row in enumerate(ROWS)}
+
+    def height(character: str, lang: str) -> float:
+        """Mean row of what stands out from the paper, over many crops."""
+        places = []
+        for index in range(40):
+            image = clean.crop(rows[character], lang, 3, index).image.astype(float)
+            ink = np.abs(image - np.median(image)) > 0.5 * np.abs(image - np.median(image)).max()
+            places.append(np.nonzero(ink)[0].mean())
+        return float(np.median(places))
+
+    assert height("'", "en") + 4 < height("-", "en") < height(".", "en") - 3
+    assert height("\u0902", "hi") + 4 < height("\u093c", "hi")
+
+
+def test_heldout_crops_come_from_other_fonts(fonts, characters):
+    heldout = CharacterSynthesiser(fonts, ROWS, LETTERS, split="heldout")
+    for lang, faces in heldout.faces.items():
+        assert faces and not set(faces) & set(characters.faces[lang])

@@ -1,0 +1,142 @@
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mstr_hf.charsets import load_charset, load_charsets
+from mstr_hf.models.text import normalise, visual_order
+from mstr_hf.synthesis import synthetic_words
+from mstr_hf.synthesis.synthetic_words import WordSynthesiser
+from mstr_hf.synthesis.words import WordsError, load_words
+from mstr_hf.vocabulary import build_vocabulary
+
+LANGUAGES = ("en", "hi", "ar")
+VOCABULARY = build_vocabulary(load_charsets(LANGUAGES))
+JOINERS = VOCABULARY.joiners
+
+
+@pytest.fixture(scope="module")
+def sources() -> dict:
+    try:
+        return {lang: load_words(lang) for lang in LANGUAGES}
+    except WordsError as error:
+        pytest.skip(f"missing: {error}")
+
+
+@pytest.fixture(scope="module")
+def words(fonts, sources) -> WordSynthesiser:
+    return WordSynthesiser(fonts, sources, joiners=JOINERS)
+
+
+def test_a_word_is_a_function_of_seed_and_index(fonts, sources, words):
+    other = WordSynthesiser(fonts, sources, joiners=JOINERS)
+    backwards = [other.word(5, index) for index in reversed(range(30))][::-1]
+    for index, word in enumerate(backwards):
+        same = words.word(5, index)
+        assert np.array_equal(same.image, word.image)
+        assert (same.text, same.lang, same.family) == (word.text, word.lang, word.family)
+        assert (same.centres is None) == (word.centres is None)
+        assert same.centres is None or np.array_equal(same.centres, word.centres)
+    assert len({word.image.tobytes() for word in backwards}) == 30
+    assert [words.word(6, index).text for index in range(30)] != [word.text for word in backwards]
+
+
+def test_a_stream_is_a_share_of_the_sequence(words):
+    share = list(itertools.islice(words.stream(5, 3, 4), 4))
+    assert [word.text for word in share] == [words.word(5, index).text for index in (3, 7, 11, 15)]
+
+
+def test_labels_and_images_are_fit_to_train_on(words):
+    ratios, spreads = [], []
+    for index in range(200):
+        word = words.word(0, index)
+        assert word.text == normalise(word.text, JOINERS) == VOCABULARY.validate(word.text)
+        height, width = word.image.shape
+        assert word.image.dtype == np.uint8 and 4 <= height <= 400 and 4 <= width <= 2000
+        ratios.append(width / height)
+        spreads.append(word.image.std())
+    assert 1.2 < np.median(ratios) < 5
+    assert np.median(spreads) > 15 and np.mean(np.array(spreads) > 4) > 0.97
+
+
+def test_the_label_is_the_normalised_text(words):
+    for text, lang in (("Straße", "en"), ("Crème brûlée", "en"), ("क्षत्रिय", "hi"), ("फ़िल्म", "hi"), ("أهلًا 12", "ar")):
+        word = words.draw(3, text, lang)
+        assert word.text == normalise(text, JOINERS) and word.lang == lang
+        assert np.array_equal(words.draw(3, text, lang).image, word.image)
+        assert not np.array_equal(words.draw(4, text, lang).image, word.image)
+
+
+def test_centres_stand_where_the_characters_are(words):
+    for text, lang in (("Hello.", "en"), ("सलाम", "hi"), ("سلام12", "ar"), ("12سلام", "ar")):
+        drawn = [words.draw(seed, text, lang).centres for seed in range(25)]
+        for centres in drawn:
+            assert centres.shape == (len(text),)
+            # in visual order, whatever the direction of the script
+            assert (np.diff(centres) > -1e-3).all()
+            assert -0.05 < centres[0] < centres[-1] < 1.05
+        assert np.median([centres[-1] - centres[0] for centres in drawn]) > 0.45
+    # the order is visual: the number at the end of the text stands at the left
+    text = "سلام12"
+    assert [text[index] for index in visual_order(text)][:2] == ["1", "2"]
+
+
+def test_centres_follow_the_ink_through_all_geometry(fonts, sources):
+    calm = WordSynthesiser(fonts, sources, severity=0.3, joiners=JOINERS)
+    errors = []
+    for seed in range(40):
+        word = calm.draw(seed, "l.............l", "en")  # two strokes far apart
+        image = np.asarray(Image.fromarray(word.image).resize((200, 32)), float)
+        outstanding = np.abs(image - np.median(image, axis=1, keepdims=True))[8:24].mean(0)
+        half = 100
+        ends = (outstanding[:half].argmax() / 200, (half + outstanding[half:].argmax()) / 200)
+        errors.append(max(abs(ends[0] - word.centres[0]), abs(ends[1] - word.centres[-1])))
+    assert np.median(errors) < 0.04
+
+
+def test_damage_that_hides_the_word_costs_another_draw(words, monkeypatch):
+    visible = words.word(7, 0)
+    contrasts = iter([3.0, 12.0])
+    contrast = synthetic_words.contrast
+    seen = []
+
+    def measured(image, mask) -> float:
+        seen.append(image)
+        return next(contrasts, None) or contrast(image, mask)
+
+    monkeypatch.setattr(synthetic_words, "contrast", measured)
+    again = words.word(7, 0)
+    assert len(seen) >= 3 and not np.array_equal(again.image, visible.image)
+    assert np.array_equal(again.image, seen[-1])
+    assert contrast(again.image, np.zeros_like(again.image)) == 0
+
+
+def test_a_text_that_no_face_draws_is_an_error(words):
+    with pytest.raises(ValueError, match="no face draws 'கா' legibly: install more fonts for en"):
+        words.draw(0, "கா", "en")
+
+
+def test_languages_are_weighted_and_can_be_chosen(fonts, sources):
+    words = WordSynthesiser(fonts, sources, {"en": 3, "hi": 1, "ar": 0}, joiners=JOINERS)
+    drawn = [words.word(0, index).lang for index in range(120)]
+    assert set(drawn) == {"en", "hi"} and 0.6 < drawn.count("en") / 120 < 0.9
+    assert words.word(0, 1, "ar").lang == "ar"
+    script = load_charset("hi").characters | load_charset("en").characters
+    assert all(script.issuperset(words.word(0, index, "hi").text) for index in range(20))
+
+
+def test_heldout_words_come_from_other_families(fonts, sources, words):
+    heldout = WordSynthesiser(fonts, sources, split="heldout", joiners=JOINERS)
+    for lang in LANGUAGES:
+        families = {faces[0].family for faces in heldout.families[lang]}
+        assert heldout.word(0, 0, lang).family in families
+        assert families.isdisjoint(faces[0].family for faces in words.families[lang])
+
+
+def test_a_family_with_many_styles_is_drawn_as_often_as_one_with_few(words):
+    counts = {family[0].family: len(family) for family in words.families["en"]}
+    assert max(counts.values()) > 2 * min(counts.values())
+    drawn = [words.word(1, index, "en").family for index in range(300)]
+    shares = {family: drawn.count(family) / 300 for family in counts}
+    assert max(shares.values()) < 3 / len(counts)

@@ -1,0 +1,71 @@
+"""Guards the bundled checkpoint and samples: scripts/build_checkpoint.py and scripts/make_samples.py write them."""
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from transformers import AutoModel, AutoProcessor
+
+import mstr_hf
+from mstr_hf.data.manifest import read_manifest
+from mstr_hf.hub.cache import CHECKPOINT
+
+LANGUAGES = ["en", "hi", "bn", "ta", "te", "ar"]
+RECORDS = read_manifest(CHECKPOINT.parent / "samples" / "labels.jsonl")
+GOLDEN = Path(__file__).parent / "golden" / "refiner-6lang.json"
+SOURCES = Path(mstr_hf.__file__).parent / "models"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return AutoModel.from_pretrained(CHECKPOINT).eval()
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    processor = AutoProcessor.from_pretrained(CHECKPOINT)
+    return processor(images=[record.path for record in RECORDS], return_tensors="pt")
+
+
+def test_readings_of_the_samples_stay_as_they_are(model, inputs):
+    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    assert list(golden) == [record.path.name for record in RECORDS]
+    for expected, reading in zip(golden.values(), model.recognise(**inputs), strict=True):
+        assert reading["text"] == expected["text"]
+        assert reading["score"] == pytest.approx(expected["score"], abs=1e-3)
+
+
+def test_checkpoint_knows_the_charsets(model):
+    vocabulary = mstr_hf.build_vocabulary(mstr_hf.load_charsets(LANGUAGES))
+    bank = mstr_hf.PrototypeBank.from_pretrained(CHECKPOINT)
+    assert bank.charset_digest == vocabulary.digest and bank.joiners == vocabulary.joiners
+    assert bank.digest() == model.get_bank().digest()
+    tokenizer = mstr_hf.MSTRTokenizer.from_pretrained(CHECKPOINT)
+    assert tokenizer.get_vocab() == vocabulary.tokenizer().get_vocab()
+
+
+def test_code_beside_the_weights_is_that_of_the_package():
+    copies = sorted(CHECKPOINT.glob("*.py"))
+    assert "modeling_refiner.py" in [copy.name for copy in copies]
+    for copy in copies:
+        assert copy.read_bytes() == (SOURCES / copy.name).read_bytes(), f"{copy.name}: build the checkpoint again"
+
+
+def test_card_names_what_it_must():
+    card = ModelCard.load(CHECKPOINT / "README.md")
+    assert (card.data.license, card.data.language) == ("apache-2.0", LANGUAGES)
+    for heading in ("## Use", "## Results", "### Fonts", "### Words", "## Limits", "## Citation"):
+        assert heading in card.text
+    assert "{{" not in card.text
+
+
+def test_samples_are_four_words_a_language():
+    vocabulary = mstr_hf.build_vocabulary(mstr_hf.load_charsets(LANGUAGES))
+    assert Counter(record.lang for record in RECORDS) == dict.fromkeys(LANGUAGES, 4)
+    for record in RECORDS:
+        content = record.path.read_bytes()
+        assert record.id == hashlib.sha1(content).hexdigest() and len(content) < 12_000
+        assert mstr_hf.display(vocabulary.validate(record.text)) == record.text
