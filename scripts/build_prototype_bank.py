@@ -1,4 +1,7 @@
-"""Run mCLIP's text side over every charset: `python scripts/build_prototype_bank.py --mclip runs/mclip/final --output B`."""
+"""Run mCLIP's text side over every charset.
+
+    python scripts/build_prototype_bank.py --mclip runs/mclip/final --output B
+"""
 
 from __future__ import annotations
 

@@ -133,8 +133,7 @@ def read(model: RefinerModel, words: Words, gate_threshold: float, joiners: str)
     """Reads the words; the outcome has them in the order of the batches."""
     scores, right = [], []
     for batch, texts in words:
-        inputs = {name: batch[name] for name in ("pixel_values", "pixel_mask")}
-        readings = model.recognise(**inputs, gate_threshold=gate_threshold)
+        readings = model.recognise(batch["pixel_values"], batch["pixel_mask"], gate_threshold=gate_threshold)
         for reading, text in zip(readings, texts, strict=True):
             scores.append(reading["score"])
             right.append(normalise(reading["text"], joiners) == text)

@@ -33,9 +33,8 @@ class MCLIPArguments:
 
 
 def main() -> None:
-    args, data = HfArgumentParser((TrainingArguments, MCLIPArguments)).parse_args_into_dataclasses(
-        args_file_flag="--args_file"
-    )
+    parser = HfArgumentParser([TrainingArguments, MCLIPArguments])
+    args, data = parser.parse_args_into_dataclasses(args_file_flag="--args_file")
     languages = data.languages.split(",")
     charsets = load_charsets(languages)
     vocabulary = build_vocabulary(charsets)
@@ -43,7 +42,8 @@ def main() -> None:
     fonts = discover_fonts(languages, data.fonts)
     train = CharacterSynthesiser(fonts, vocabulary.rows, letters)
     heldout = CharacterSynthesiser(fonts, vocabulary.rows, letters, split="heldout", severity=0.3)
-    missing = [row.character for index, row in enumerate(vocabulary.rows) if not any(r == index for r, _ in train.drawable)]
+    drawable = {index for index, _ in train.drawable}
+    missing = [row.character for index, row in enumerate(vocabulary.rows) if index not in drawable]
     print(f"characters without ink in any font, left to their prompts: {missing}", file=sys.stderr)
     model = MCLIPModel(
         MCLIPConfig(

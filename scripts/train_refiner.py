@@ -1,4 +1,7 @@
-"""Train the Refiner on a finished Spotter: `accelerate launch scripts/train_refiner.py --spotter S --output_dir runs/refiner`."""
+"""Train the Refiner on a finished Spotter.
+
+    accelerate launch scripts/train_refiner.py --spotter S --output_dir runs/refiner
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ from dataclasses import dataclass, field
 
 from transformers import HfArgumentParser
 
-from mstr_hf.models.configuration_refiner import RefinerConfig
 from mstr_hf.models.modeling_refiner import RefinerModel
 from mstr_hf.models.modeling_spotter import SpotterModel
 from mstr_hf.training.trainer import Batch, Trainer, TrainingArguments
@@ -23,9 +25,8 @@ class RefinerArguments:
 
 
 def main() -> None:
-    args, data, refiner = HfArgumentParser(
-        (TrainingArguments, WordArguments, RefinerArguments)
-    ).parse_args_into_dataclasses()
+    parser = HfArgumentParser([TrainingArguments, WordArguments, RefinerArguments])
+    args, data, refiner = parser.parse_args_into_dataclasses()
     spotter = SpotterModel.from_pretrained(refiner.spotter)
     vocabulary, train, heldout = word_synthesisers(data, spotter.get_bank())
     if refiner.init_from is None:

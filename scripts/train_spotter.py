@@ -1,4 +1,7 @@
-"""Train the Spotter on synthetic words: `accelerate launch scripts/train_spotter.py --bank B --output_dir runs/spotter`."""
+"""Train the Spotter on synthetic words.
+
+    accelerate launch scripts/train_spotter.py --bank B --output_dir runs/spotter
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,8 @@ class SpotterArguments:
 
 
 def main() -> None:
-    args, data, spotter = HfArgumentParser(
-        (TrainingArguments, WordArguments, SpotterArguments)
-    ).parse_args_into_dataclasses()
+    parser = HfArgumentParser([TrainingArguments, WordArguments, SpotterArguments])
+    args, data, spotter = parser.parse_args_into_dataclasses()
     bank = PrototypeBank.from_pretrained(spotter.bank)
     vocabulary, train, heldout = word_synthesisers(data, bank)
     if spotter.init_from is None:

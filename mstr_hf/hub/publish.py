@@ -1,5 +1,6 @@
 """Checkpoint folders, laid out as repositories of the Hub."""
 
+import inspect
 import os
 import shutil
 from pathlib import Path
@@ -48,9 +49,10 @@ def assemble(model: RefinerModel, folder: str | os.PathLike[str]) -> None:
     rows = zip(bank.characters, bank.subtypes, bank.scripts, map(tuple, bank.languages), strict=True)
     vocabulary = Vocabulary(tuple(Row(*row) for row in rows), tuple(bank.all_languages), bank.joiners)
     processor = MSTRProcessor(image_processor, vocabulary.tokenizer())
-    image_processor.auto_map = processor.auto_map = AUTO_MAP
+    image_processor.auto_map = processor.auto_map = AUTO_MAP  # type: ignore[attr-defined]  # only saved, so not declared
     processor.save_pretrained(folder)
 
     for module in (modeling_refiner, processing_mstr):
-        for source in (module.__file__, *get_relative_import_files(module.__file__)):
-            shutil.copy(source, folder)
+        source = inspect.getfile(module)
+        for path in (source, *get_relative_import_files(source)):
+            shutil.copy(path, folder)

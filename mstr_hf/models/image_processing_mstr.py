@@ -83,7 +83,7 @@ class MSTRImageProcessor(BaseImageProcessor):
         ValueError: If a value is out of range.
     """
 
-    model_input_names = ["pixel_values", "pixel_mask"]  # noqa: RUF012 (the library's own declaration)
+    model_input_names = ["pixel_values", "pixel_mask"]
 
     def __init__(
         self,

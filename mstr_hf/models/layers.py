@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, EncoderDecoderCache
@@ -59,7 +60,7 @@ class Attention(nn.Module):
     # transformers' attention functions read this attribute.
     is_causal = False
 
-    def __init__(self, config, hidden_size: int, num_heads: int, layer_idx: int = 0):
+    def __init__(self, config: PreTrainedConfig, hidden_size: int, num_heads: int, layer_idx: int = 0):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
@@ -129,7 +130,7 @@ class FeedForward(nn.Module):
 class EncoderLayer(GradientCheckpointingLayer):
     """Pre-LN Transformer encoder layer."""
 
-    def __init__(self, config, hidden_size: int, num_heads: int, intermediate_size: int, activation: str):
+    def __init__(self, config: PreTrainedConfig, hidden_size: int, num_heads: int, intermediate_size: int, activation: str):
         super().__init__()
         self.attn_norm = nn.LayerNorm(hidden_size)
         self.attn = Attention(config, hidden_size, num_heads)
@@ -146,7 +147,7 @@ class DecoderLayer(GradientCheckpointingLayer):
     """Pre-LN Transformer decoder layer: causal self attention, cross attention, feed-forward."""
 
     def __init__(
-        self, config, hidden_size: int, num_heads: int, intermediate_size: int, activation: str, layer_idx: int
+        self, config: PreTrainedConfig, hidden_size: int, num_heads: int, intermediate_size: int, activation: str, layer_idx: int
     ):
         super().__init__()
         self.self_attn_norm = nn.LayerNorm(hidden_size)

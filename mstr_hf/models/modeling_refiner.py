@@ -50,7 +50,8 @@ class RefinerOutput(ModelOutput):
 
     Attributes:
         loss: Scalar; present with `labels`.
-        logits: Scaled cosines to the special rows and the bank, `[B, T, V]`; ids that are no output have -inf-like values.
+        logits: Scaled cosines to the special rows and the bank, `[B, T, V]`; ids that are no output have -inf-like
+            values.
         past_key_values: Cache of the decoder.
         encoder_last_hidden_state: Memory, `[B, S, C]`.
         memory_mask: `[B, S]`.
@@ -175,7 +176,7 @@ class RefinerModel(PreTrainedModel, GenerationMixin):
     config_class = RefinerConfig
     base_model_prefix = "refiner"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["ResidualBlock", "EncoderLayer", "DecoderLayer"]
@@ -311,7 +312,7 @@ class RefinerModel(PreTrainedModel, GenerationMixin):
         # A static cache is as long as it may ever get; what lies ahead is masked like the future.
         total = past + length
         if past_key_values is not None and past_key_values.is_compileable:
-            total = past_key_values.get_max_cache_shape()
+            total = past_key_values.get_max_length()
         keys = torch.arange(total, device=memory.device)
         future = keys[None, :] > positions[:, None]
         causal = torch.zeros_like(future, dtype=states.dtype).masked_fill(future, torch.finfo(states.dtype).min)
@@ -420,7 +421,7 @@ class RefinerModel(PreTrainedModel, GenerationMixin):
         )
         row_mask = None if row_mask is None else row_mask[chosen]
         beams = num_alternatives + 1
-        sequences = self.generate(
+        sequences = self.generate(  # type: ignore[misc]  # its annotation of self is for type checkers of callers only
             encoder_outputs=RefinerEncoderOutput(**memory),  # generate repeats its entries for the beams, in place
             row_mask=row_mask,
             max_new_tokens=self.config.spotter_config.max_length + 1,

@@ -138,7 +138,7 @@ class SpotterPreTrainedModel(PreTrainedModel):
     config_class = SpotterConfig
     base_model_prefix = "spotter"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["ResidualBlock", "EncoderLayer"]
@@ -167,6 +167,9 @@ def bank_directions(config: SpotterConfig) -> torch.Tensor:
 
 class RetrievalHead(nn.Module):
     """Frames from columns, and cosine retrieval from the bank."""
+
+    prototypes: torch.Tensor
+    directions: torch.Tensor
 
     def __init__(self, config: SpotterConfig):
         super().__init__()
@@ -258,8 +261,9 @@ class SpotterModel(SpotterPreTrainedModel):
             pixel_values: Grey images, `[B, 1, H, W]`, -1 to 1; W a multiple of 4.
             pixel_mask: True on columns of the image, `[B, W]`; all of them where left out.
             labels: Token ids in logical order, `[B, S]`, padded with -100.
-            frame_labels: Token id of each frame from left to right, 0 for blank, -100 where unknown, `[B, T]`: a synthetic word's
-                character positions. Adds the alignment loss, which spares CTC its long search for an alignment.
+            frame_labels: Token id of each frame from left to right, 0 for blank, -100 where unknown, `[B, T]`: a
+                synthetic word's character positions. Adds the alignment loss, which spares CTC its long search for an
+                alignment.
             row_mask: Bank rows that may be read, bool `[N]` or `[B, N]` (language mask).
 
         Returns:

@@ -153,7 +153,8 @@ class PrototypeBank:
     @classmethod
     def from_metadata(cls, metadata: dict[str, Any], prototypes: torch.Tensor) -> PrototypeBank:
         """The inverse of :meth:`metadata`."""
-        script_of = {character: script for script, characters in metadata["scripts"].items() for character in characters}
+        scripts = metadata["scripts"].items()
+        script_of = {character: script for script, characters in scripts for character in characters}
         users: dict[str, list[str]] = {character: [] for character in metadata["characters"]}
         for lang, characters in metadata["languages"]:
             for character in characters:

@@ -69,7 +69,7 @@ def compose(rng: np.random.Generator, mask: np.ndarray, neighbours: np.ndarray |
         image += cv2.dilate(alpha, kernel) * (outline - image)
     elif effect < 0.28:
         reach = height * 0.1
-        move = np.float32([[1, 0, rng.uniform(-reach, reach)], [0, 1, rng.uniform(0, reach)]])
+        move = np.array([[1, 0, rng.uniform(-reach, reach)], [0, 1, rng.uniform(0, reach)]], np.float32)
         shadow = cv2.GaussianBlur(cv2.warpAffine(alpha, move, (width, height)), (0, 0), rng.uniform(0.4, 2.5))
         image += shadow * rng.uniform(0.3, 0.9) * (min(back, ink) * rng.uniform(0.1, 0.8) - image)
     elif effect < 0.32:
@@ -162,7 +162,8 @@ def degrade(rng: np.random.Generator, image: np.ndarray, severity: float) -> np.
     pixels = np.clip(image, 0, 255).astype(np.uint8)
     if happens(0.6):
         quality = int(rng.integers(max(15, 70 - int(50 * severity)), 96))
-        pixels = cv2.imdecode(cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_GRAYSCALE)
+        _, encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
+        pixels = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE)
     if happens(0.08):  # a sharpening phone
         soft = cv2.GaussianBlur(pixels, (0, 0), 1.0)
         pixels = cv2.addWeighted(pixels, 1.8, soft, -0.8, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -43,7 +43,7 @@ class CharacterSynthesiser:
         self,
         fonts: FontIndex,
         rows: Sequence[Row],
-        letters: dict[str, Sequence[str]],
+        letters: Mapping[str, Sequence[str]],
         split: str = "train",
         severity: float = 0.6,
     ):
@@ -86,11 +86,12 @@ class CharacterSynthesiser:
             except ValueError:
                 continue
             zoom = rng.uniform(0.85, 1.1)
-            move = np.float32(
+            move = np.array(
                 [
                     [zoom, rng.gauss(0, 0.04), (1 - zoom) * FRAME_WIDTH / 2 + rng.gauss(0, 1)],
                     [0, zoom, (1 - zoom) * FRAME_HEIGHT / 2 + rng.gauss(0, 0.8)],
-                ]
+                ],
+                np.float32,
             )
             mask = cv2.warpAffine(mask, move, (FRAME_WIDTH, FRAME_HEIGHT))
             image = degrade(noise, compose(noise, mask), self.severity * rng.betavariate(1.2, 2.5))

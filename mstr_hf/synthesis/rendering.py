@@ -104,7 +104,8 @@ def _directional_runs(text: str) -> list[tuple[list[int], bool]]:
     resolved = []
     for indices, _ in runs:
         descending = len(indices) > 1 and indices[0] > indices[-1]
-        lone_rtl = len(indices) == 1 and rtl_text and unicodedata.bidirectional(text[indices[0]]) not in ("L", "EN", "AN")
+        kind = unicodedata.bidirectional(text[indices[0]])
+        lone_rtl = len(indices) == 1 and rtl_text and kind not in ("L", "EN", "AN")
         resolved.append((sorted(indices), descending or lone_rtl))
     return resolved
 
@@ -177,7 +178,13 @@ def _spans(
 
 
 def render_character(
-    font: hb.Font, char: str, height: int, width: int, style: FontStyle = FontStyle(), base: str = "", shift: float = 0.0
+    font: hb.Font,
+    char: str,
+    height: int,
+    width: int,
+    style: FontStyle = FontStyle(),
+    base: str = "",
+    shift: float = 0.0,
 ) -> np.ndarray:
     """Rasterise one character in a fixed line frame, so that '.', a dot above and a dot below stay different.
 

@@ -13,7 +13,7 @@ from mstr_hf.models.text import visual_order
 
 from .augmentation import MIN_CONTRAST, bend, compose, contrast, degrade, random_homography
 from .fonts import Face, FontIndex, covers, hb_font
-from .rendering import Ink, random_style, render_line
+from .rendering import FontStyle, Ink, random_style, render_line
 from .words import WordSource
 
 # Letters of these scripts touch their neighbours, so extra spacing would tear them apart.
@@ -138,7 +138,7 @@ class WordSynthesiser:
         noise: np.random.Generator,
         lang: str,
         face: Face,
-        style,
+        style: FontStyle,
         ink: Ink,
         severity: float,
     ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
@@ -176,7 +176,7 @@ class WordSynthesiser:
         return crop, neighbours, columns
 
     def _neighbours(
-        self, rng: random.Random, lang: str, face: Face, style, shape: tuple[int, ...], tall: int
+        self, rng: random.Random, lang: str, face: Face, style: FontStyle, shape: tuple[int, ...], tall: int
     ) -> np.ndarray | None:
         """Pieces of the lines above and below, or of the words beside, that a crop often shows."""
         text = self.sources[lang].sample(rng)

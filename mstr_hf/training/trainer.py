@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -88,7 +89,7 @@ class Trainer:
         args: TrainingArguments,
         model: PreTrainedModel,
         batches: Callable[[int, int, int], Iterator[Batch]],
-        evaluate: Callable[[PreTrainedModel], dict[str, float]] | None = None,
+        evaluate: Callable[[Any], dict[str, float]] | None = None,
         metric: str = "wrr",
         rates: dict[str, float] | None = None,
     ):
@@ -101,7 +102,7 @@ class Trainer:
             parameter_groups(model, args.weight_decay, rates), lr=args.learning_rate, betas=(0.9, 0.98)
         )
         # Convolutions are faster with channels last, on CPU and GPU alike.
-        model.to(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # transformers' wrapper hides self
         self.model, self.optimizer = self.accelerator.prepare(model, self.optimizer)
         self.batches = batches
         self.evaluate = evaluate
@@ -164,6 +165,7 @@ class Trainer:
         self.stopping = True
 
     def _evaluate(self, bare: PreTrainedModel) -> None:
+        assert self.evaluate is not None
         if self.accelerator.is_main_process:
             bare.eval()
             with torch.no_grad():

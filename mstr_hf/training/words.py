@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -128,7 +129,8 @@ def word_batches(
     start = first // CHUNK * processes + process
     chunks = WordBatches(words, vocabulary, batch_size, seed, start, processes)
     skip = first % CHUNK
-    for chunk in DataLoader(chunks, batch_size=None, num_workers=num_workers, prefetch_factor=2 if num_workers else None):
+    prefetch = 2 if num_workers else None
+    for chunk in DataLoader(chunks, batch_size=None, num_workers=num_workers, prefetch_factor=prefetch):
         yield from chunk[skip:]
         skip = 0
 
@@ -141,7 +143,7 @@ def resize(image: np.ndarray) -> np.ndarray:
 
 def readable(text: str, width: int) -> bool:
     """Whether CTC has frames enough for the text: one a character, and one between equal neighbours."""
-    repeats = sum(a == b for a, b in zip(text, text[1:], strict=False))
+    repeats = sum(a == b for a, b in itertools.pairwise(text))
     return len(text) + repeats <= width // FRAME_WIDTH
 
 

@@ -219,8 +219,8 @@ def test_files_are_what_the_script_makes():
 
 @pytest.mark.parametrize("lang", FIRST_SIX)
 def test_covers_its_word_list(lang, capsys):
-    pytest.importorskip("wordfreq")
+    pytest.importorskip("wordfreq", reason="missing: wordfreq")
     script = runpy.run_path(str(FOLDER.parent.parent / "scripts" / "make_charsets.py"))
     if lang == "te" and not script["TELUGU_WORDS"].exists():
-        pytest.skip("needs Debian's hunspell-te")
+        pytest.skip("missing: hunspell-te")
     assert script["check"](lang), capsys.readouterr().out

@@ -14,6 +14,7 @@ from mstr_hf.models.modeling_spotter import SpotterModel
 from mstr_hf.models.prototype_bank import PrototypeBank
 from mstr_hf.vocabulary import build_vocabulary
 
+
 @pytest.fixture(scope="session")
 def bank() -> PrototypeBank:
     """Random prototypes of the English, Hindi and Arabic characters."""

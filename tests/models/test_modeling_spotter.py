@@ -112,7 +112,7 @@ def test_collapse_frames_by_hand(drawn, top_k, max_length):
 
 def test_blank_wins_where_cosines_are_equal():
     similarity, blank = torch.tensor([[[0.5, 0.1], [0.6, 0.1]]]), torch.tensor([[0.5, 0.5]])
-    ids, scores, mask = collapse_frames(similarity, blank, torch.ones(1, 2).bool(), torch.tensor([1, 1]), 1, 9)
+    _, scores, mask = collapse_frames(similarity, blank, torch.ones(1, 2).bool(), torch.tensor([1, 1]), 1, 9)
     assert mask.tolist() == [[True, False]] and scores[0, 0, 0] == similarity[0, 1, 0]
 
 
@@ -231,7 +231,8 @@ def test_padding_never_changes_the_loss(spotter, images, labels):
     frames = torch.randint(0, 2, (len(labels), images["pixel_mask"].shape[1] // 2)) * labels[:, :1]
     wider = {"pixel_values": F.pad(images["pixel_values"], (0, 32)), "pixel_mask": F.pad(images["pixel_mask"], (0, 32))}
     loss = spotter(**images, labels=labels, frame_labels=frames).loss
-    padded = spotter(**wider, labels=F.pad(labels, (0, 3), value=-100), frame_labels=F.pad(frames, (0, 16), value=7)).loss
+    longer = {"labels": F.pad(labels, (0, 3), value=-100), "frame_labels": F.pad(frames, (0, 16), value=7)}
+    padded = spotter(**wider, **longer).loss
     assert torch.allclose(loss, padded, rtol=1e-4)
 
 

@@ -14,7 +14,7 @@ ROW = {
     "split": "report",
     "words": "hi",
     "n": 7,
-    "readers": {"Refiner": {metric: FIGURE for metric in ("wrr", "crr", "script_accuracy")}},
+    "readers": {"Refiner": dict.fromkeys(("wrr", "crr", "script_accuracy"), FIGURE)},
 }
 
 

@@ -47,13 +47,11 @@ def test_arguments_are_left_alone(mask):
 
 
 def test_words_can_be_seen(mask):
-    clean = [contrast(np.clip(compose(np.random.default_rng(s), mask), 0, 255).astype(np.uint8), mask) for s in range(150)]
+    images = [compose(np.random.default_rng(seed), mask) for seed in range(150)]
+    clean = [contrast(np.clip(image, 0, 255).astype(np.uint8), mask) for image in images]
     assert np.median(clean) > 80 and np.mean(np.array(clean) > 28) > 0.9
     # dark on light and light on dark are about as frequent
-    darker = [
-        image[mask > 127].mean() < image[mask == 0].mean()
-        for image in (compose(np.random.default_rng(seed), mask) for seed in range(150))
-    ]
+    darker = [image[mask > 127].mean() < image[mask == 0].mean() for image in images]
     assert 0.3 < np.mean(darker) < 0.7
 
 
@@ -61,7 +59,8 @@ def test_neighbours_are_painted(mask):
     neighbours = np.zeros_like(mask)
     neighbours[-4:] = 255
     changed = [
-        np.abs(compose(np.random.default_rng(s), mask, neighbours) - compose(np.random.default_rng(s), mask)) for s in range(20)
+        np.abs(compose(np.random.default_rng(s), mask, neighbours) - compose(np.random.default_rng(s), mask))
+        for s in range(20)
     ]
     assert all(change[-4:].mean() > 10 for change in changed)
     assert np.median([change[:-6].mean() for change in changed]) < 1

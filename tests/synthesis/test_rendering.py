@@ -178,7 +178,7 @@ def test_joiners_are_kept_on_demand(devanagari):
 
 def test_what_cannot_be_seen_is_an_error(latin):
     for text in (" ", "\u200d"):
-        with pytest.raises(ValueError, match="nothing visible was drawn for .*: choose another face"):
+        with pytest.raises(ValueError, match=r"nothing visible was drawn for .*: choose another face"):
             render_line(latin, text, 30)
 
 

@@ -141,9 +141,9 @@ def test_schedule_and_rates_reach_the_optimiser(tmp_path, monkeypatch):
         arguments(tmp_path, learning_rate=0.5, weight_decay=0.1), make_spotter(), batches, rates={"head.": 0.1}
     )
     seen = []
-    step = trainer.optimizer.step
+    optimizer, step = trainer.optimizer, trainer.optimizer.step
     monkeypatch.setattr(
-        trainer.optimizer, "step", lambda: seen.append({g["rate"]: g["lr"] for g in trainer.optimizer.param_groups}) or step()
+        optimizer, "step", lambda: seen.append({g["rate"]: g["lr"] for g in optimizer.param_groups}) or step()
     )
     trainer.train()
     factors = [learning_rate_factor(number, 2, 6) for number in range(6)]
@@ -278,7 +278,7 @@ def test_half_written_checkpoint_is_ignored(tmp_path, straight, monkeypatch):
 
 def test_resuming_without_a_checkpoint_is_an_error(tmp_path):
     (tmp_path / "partial").mkdir()
-    with pytest.raises(FileNotFoundError, match="no checkpoint in .*: leave --resume out"):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*: leave --resume out"):
         Trainer(arguments(tmp_path, resume=True), make_spotter(), batches)
 
 

@@ -1,0 +1,232 @@
+from itertools import islice, pairwise
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from mstr_hf.charsets import load_charsets
+from mstr_hf.models.image_processing_mstr import MSTRImageProcessor
+from mstr_hf.models.prototype_bank import PrototypeBank
+from mstr_hf.models.text import visual_order
+from mstr_hf.synthesis.synthetic_words import SyntheticWord
+from mstr_hf.training.words import (
+    CHUNK,
+    MAX_WIDTH,
+    WordArguments,
+    WordBatches,
+    collate,
+    frame_labels,
+    readable,
+    reading_accuracy,
+    resize,
+    word_batches,
+    word_synthesisers,
+)
+from mstr_hf.vocabulary import Vocabulary, build_vocabulary
+
+IGNORED = -100
+SIZE = 4
+
+
+def take(stream, start: int, stop: int) -> list[dict[str, torch.Tensor]]:
+    return list(islice(stream, start, stop))
+
+
+def assert_same(first: list, second: list) -> None:
+    assert len(first) == len(second) > 0
+    for one, two in zip(first, second, strict=True):
+        assert one.keys() == two.keys()
+        assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+
+@pytest.fixture(scope="module")
+def batches(synthesiser, vocabulary) -> list[dict[str, torch.Tensor]]:
+    """The first batches of a training process that is alone."""
+    return take(word_batches(synthesiser, vocabulary, SIZE, 0, 0, 0, 0, 1), 0, 2 * CHUNK + 3)
+
+
+# -------------------- the endless sequence
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_do_not_change_the_sequence(synthesiser, vocabulary, batches, workers):
+    stream = word_batches(synthesiser, vocabulary, SIZE, 0, workers, 0, 0, 1)
+    assert_same(take(stream, 0, 2 * CHUNK + 3), batches)
+
+
+@pytest.mark.parametrize("first", [3, CHUNK, CHUNK + 5])
+def test_a_run_that_goes_on_reads_what_comes_next(synthesiser, vocabulary, batches, first):
+    stream = word_batches(synthesiser, vocabulary, SIZE, 0, 0, first, 0, 1)
+    assert_same(take(stream, 0, 5), batches[first : first + 5])
+
+
+def test_processes_share_the_sequence(synthesiser, vocabulary):
+    def words(batches: list) -> list[tuple]:
+        return sorted(tuple(row) for batch in batches for row in batch["labels"].tolist())
+
+    chunks = WordBatches(synthesiser, vocabulary, SIZE, 0, 0, 1)
+    each = [take(word_batches(synthesiser, vocabulary, SIZE, 0, 0, 0, rank, 2), 0, 2 * CHUNK) for rank in (0, 1)]
+    for rank in (0, 1):
+        padded = {words(part)[0][:2] for part in (each[rank][:CHUNK], each[rank][CHUNK:])}
+        assert len(padded) == 2
+        for lap in (0, 1):
+            own = each[rank][lap * CHUNK : (lap + 1) * CHUNK]
+            assert words(own) == words(chunks.chunk(2 * lap + rank))
+        later = take(word_batches(synthesiser, vocabulary, SIZE, 0, 0, CHUNK + 2, rank, 2), 0, 2)
+        assert_same(later, each[rank][CHUNK + 2 : CHUNK + 4])
+    # wide batches come at the same step in both, since each waits for the other
+    orders = [np.argsort([batch["pixel_values"].shape[-1] for batch in own[:CHUNK]], kind="stable") for own in each]
+    assert np.abs(np.argsort(orders[0]) - np.argsort(orders[1])).max() <= 2
+
+
+def test_seeds_differ(synthesiser, vocabulary, batches):
+    other = take(word_batches(synthesiser, vocabulary, SIZE, 1, 0, 0, 0, 1), 0, 2)
+    assert not torch.equal(other[0]["pixel_values"], batches[0]["pixel_values"])
+
+
+def test_batches_hold_words_of_like_width(batches):
+    chunk = batches[:CHUNK]
+    assert all(len(batch["pixel_values"]) == SIZE for batch in chunk)
+    widths = sorted([sorted(batch["pixel_mask"].sum(1).tolist()) for batch in chunk])
+    assert all(narrow[-1] <= wide[0] for narrow, wide in pairwise(widths))
+    assert [batch["pixel_mask"].shape[1] for batch in chunk] != sorted(batch["pixel_mask"].shape[1] for batch in chunk)
+    assert max(map(max, widths)) <= MAX_WIDTH and all(width % 4 == 0 for row in widths for width in row)
+
+
+# -------------------- batches
+
+
+def make_word(text: str, width: int, lang: str = "en", centres: bool = True) -> SyntheticWord:
+    rng = np.random.default_rng(width)
+    where = (np.arange(len(text)) + 0.5) / len(text) if centres else None
+    return SyntheticWord(rng.integers(0, 256, (32, width), np.uint8), text, lang, "", where)
+
+
+def test_collate(vocabulary):
+    words = [make_word("Go", 40), make_word("سلام12", 96, "ar"), make_word("abc", 64, centres=False)]
+    batch = collate([(word.image, word) for word in words], vocabulary)
+    assert {name: tuple(tensor.shape) for name, tensor in batch.items()} == {
+        "pixel_values": (3, 1, 32, 96),
+        "pixel_mask": (3, 96),
+        "labels": (3, 6),
+        "frame_labels": (3, 48),
+    }
+    assert batch["pixel_mask"].sum(1).tolist() == [40, 96, 64]
+    for b, word in enumerate(words):
+        width = word.image.shape[1]
+        image = batch["pixel_values"][b, 0]
+        assert torch.allclose(image[:, :width], torch.from_numpy(word.image).float() / 127.5 - 1, atol=1e-6)
+        assert batch["pixel_mask"][b, :width].all() and not image[:, width:].any()
+        ids = [i for i in batch["labels"][b].tolist() if i != IGNORED]
+        assert vocabulary.decode(ids) == word.text and batch["labels"][b, len(ids) :].eq(IGNORED).all()
+        frames = batch["frame_labels"][b].tolist()
+        assert set(frames[width // 2 :]) <= {IGNORED}
+        shown = vocabulary.decode(i for i in frames if i > 0)
+        # frames run from left to right, in both directions of writing
+        visual = "".join(word.text[index] for index in visual_order(word.text))
+        assert shown == (visual if word.centres is not None else "")
+        assert (0 in frames) == (word.centres is not None)
+
+
+def test_resizing_is_the_image_processors():
+    processor = MSTRImageProcessor()
+    for shape in ((32, 32), (20, 90), (77, 300), (120, 31), (9, 33), (60, 1000), (31, 640)):
+        image = np.random.default_rng(shape[1]).integers(0, 256, shape, np.uint8)
+        resized = resize(image)
+        expected = processor([image], return_tensors="pt")
+        width = int(expected["pixel_mask"].sum())
+        assert resized.shape == (32, width)
+        assert torch.allclose(
+            torch.from_numpy(resized / 127.5 - 1).float(), expected["pixel_values"][0, 0, :, :width], atol=1e-5
+        )
+
+
+@given(st.text("ab", max_size=10), st.integers(1, 24))
+def test_readable_means_that_ctc_has_a_path(text, width):
+    frames = width // 2
+    if not frames:
+        return
+    log_probs = torch.zeros(frames, 1, 3).log_softmax(-1)
+    target = torch.tensor([["ab".index(character) + 1 for character in text]], dtype=torch.long)
+    loss = F.ctc_loss(log_probs, target, [frames], [len(text)], reduction="none")
+    assert readable(text, width) == bool(torch.isfinite(loss))
+
+
+# -------------------- frame labels
+
+
+@st.composite
+def placed_characters(draw):
+    count = draw(st.integers(0, 8))
+    ids = draw(st.lists(st.integers(128, 131), min_size=count, max_size=count))
+    frames = draw(st.integers(1, 40))
+    centres = sorted(draw(st.lists(st.floats(-3, frames + 3), min_size=count, max_size=count)))
+    return ids, np.array(centres), frames
+
+
+@given(placed_characters())
+def test_frame_labels(drawn):
+    ids, centres, count = drawn
+    frames = frame_labels(ids, centres, count).tolist()
+    assert len(frames) == count and set(frames) <= {IGNORED, 0, *ids}
+    places = [frame for frame, token in enumerate(frames) if token > 0]
+    if not places and ids:
+        # only where the end is too crowded
+        assert set(frames) == {IGNORED}
+        assert (len(ids) > 1 and 2 * len(ids) > count) or centres[-1] > count - len(ids) - 1
+        return
+    assert [frames[place] for place in places] == ids
+    gaps = np.diff(places)
+    assert all(gap >= (2 if a == b else 1) for gap, a, b in zip(gaps, ids, ids[1:], strict=False))
+    # blanks everywhere but beside a character
+    beside = {place + step for place in places for step in (-1, 1)} - set(places)
+    assert all(frames[frame] == (IGNORED if frame in beside else 0) for frame in set(range(count)) - set(places))
+    for place, centre in zip(places, centres, strict=True):
+        assert place >= int(max(centre, 0))
+
+
+@given(st.lists(st.integers(128, 140), min_size=1, max_size=8))
+def test_frame_labels_with_room_are_at_the_centres(ids):
+    centres = 3.0 * np.arange(len(ids)) + 1.7
+    frames = frame_labels(ids, centres, 3 * len(ids) + 3)
+    assert [frames[int(centre)] for centre in centres] == ids
+
+
+# -------------------- what is trained on, and how it is judged
+
+
+def bank_of(vocabulary: Vocabulary, characters: slice = slice(None)) -> PrototypeBank:
+    rows = vocabulary.rows[characters]
+    return PrototypeBank(
+        F.normalize(torch.ones(len(rows), 4), dim=-1),
+        [row.character for row in rows],
+        [row.subtype for row in rows],
+        [row.script for row in rows],
+        [row.languages for row in rows],
+    )
+
+
+def test_languages_without_a_weight_and_other_charsets_are_refused():
+    vocabulary = build_vocabulary(load_charsets(["en", "hi"]))
+    with pytest.raises(ValueError, match="no weight for hi: name every language of the bank in language_weights"):
+        word_synthesisers(WordArguments(language_weights="en=1"), bank_of(vocabulary))
+    with pytest.raises(ValueError, match="charsets differ from those of the bank: build the bank again"):
+        word_synthesisers(WordArguments(), bank_of(vocabulary, slice(1, None)))
+
+
+def test_accuracy_is_by_language_and_their_mean(vocabulary):
+    texts = [("one", "en"), ("two", "en"), ("three", "en"), ("four", "en"), ("سلام", "ar"), ("خبز", "ar")]
+    words = [make_word(text, 40 + 8 * place, lang) for place, (text, lang) in enumerate(texts)]
+    readings = iter(["one", "tWo", "three", "fou", "سلام", "خبز"])  # words are read from the narrowest on
+
+    def read(pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> SimpleNamespace:
+        assert pixel_mask.sum(1).tolist() == [40, 48, 56, 64, 72, 80]
+        ids = [torch.tensor(vocabulary.encode(next(readings))) for _ in pixel_values]
+        return SimpleNamespace(top_k_ids=torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)[..., None])
+
+    figures = reading_accuracy(read, words[::-1], vocabulary)
+    assert figures == {"wrr_ar": 1.0, "wrr_en": 0.5, "wrr": 0.75}
