@@ -5,8 +5,8 @@
 The data are synthetic words in fonts that training never saw. Temperature scaling is that of Guo et al. (On
 Calibration of Modern Neural Networks, 2017): one number divides all logits. As a word's score says whether
 the word is right, the number is chosen that gives the least negative log-likelihood of just that, for the
-Spotter and for the Refiner. The gate is then the lowest threshold that keeps 95% of what the Refiner gains
-over the Spotter when it reads every word; 0, the Spotter alone, if it gains nothing.
+Spotter and for the Refiner. The gate is then the lowest threshold that keeps 95% of the most that the
+Refiner gains over the Spotter at any threshold; 0, the Spotter alone, if it gains nothing.
 """
 
 import argparse
@@ -152,7 +152,8 @@ def gate_table(spotted: Outcome, refined: Outcome) -> list[Gate]:
 
 def choose_gate(gates: Sequence[Gate]) -> float:
     """The lowest threshold that keeps `KEPT_GAIN` of the gain; 0 if there is none."""
-    wanted = gates[0].wrr + KEPT_GAIN * (gates[-1].wrr - gates[0].wrr)
+    spotter = gates[0].wrr
+    wanted = spotter + KEPT_GAIN * (max(gate.wrr for gate in gates) - spotter)
     return next(gate.threshold for gate in gates if gate.wrr >= wanted)
 
 

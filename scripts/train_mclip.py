@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 from transformers import HfArgumentParser
 
@@ -33,8 +34,10 @@ class MCLIPArguments:
 
 
 def main() -> None:
-    parser = HfArgumentParser([TrainingArguments, MCLIPArguments])
+    # The type that the parser is annotated with is one that no class has.
+    parser = HfArgumentParser([TrainingArguments, MCLIPArguments])  # type: ignore[list-item]
     args, data = parser.parse_args_into_dataclasses(args_file_flag="--args_file")
+    set_seed(args.seed)
     languages = data.languages.split(",")
     charsets = load_charsets(languages)
     vocabulary = build_vocabulary(charsets)

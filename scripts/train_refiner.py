@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from accelerate.utils import set_seed
 from transformers import HfArgumentParser
 
 from mstr_hf.models.modeling_refiner import RefinerModel
@@ -25,8 +26,10 @@ class RefinerArguments:
 
 
 def main() -> None:
-    parser = HfArgumentParser([TrainingArguments, WordArguments, RefinerArguments])
+    # The type that the parser is annotated with is one that no class has.
+    parser = HfArgumentParser([TrainingArguments, WordArguments, RefinerArguments])  # type: ignore[list-item]
     args, data, refiner = parser.parse_args_into_dataclasses()
+    set_seed(args.seed)
     spotter = SpotterModel.from_pretrained(refiner.spotter)
     vocabulary, train, heldout = word_synthesisers(data, spotter.get_bank())
     if refiner.init_from is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from accelerate.utils import set_seed
 from transformers import HfArgumentParser
 
 from mstr_hf.models.configuration_spotter import SpotterConfig
@@ -26,8 +27,10 @@ class SpotterArguments:
 
 
 def main() -> None:
-    parser = HfArgumentParser([TrainingArguments, WordArguments, SpotterArguments])
+    # The type that the parser is annotated with is one that no class has.
+    parser = HfArgumentParser([TrainingArguments, WordArguments, SpotterArguments])  # type: ignore[list-item]
     args, data, spotter = parser.parse_args_into_dataclasses()
+    set_seed(args.seed)
     bank = PrototypeBank.from_pretrained(spotter.bank)
     vocabulary, train, heldout = word_synthesisers(data, bank)
     if spotter.init_from is None:

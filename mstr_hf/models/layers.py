@@ -130,7 +130,9 @@ class FeedForward(nn.Module):
 class EncoderLayer(GradientCheckpointingLayer):
     """Pre-LN Transformer encoder layer."""
 
-    def __init__(self, config: PreTrainedConfig, hidden_size: int, num_heads: int, intermediate_size: int, activation: str):
+    def __init__(
+        self, config: PreTrainedConfig, hidden_size: int, num_heads: int, intermediate_size: int, activation: str
+    ):
         super().__init__()
         self.attn_norm = nn.LayerNorm(hidden_size)
         self.attn = Attention(config, hidden_size, num_heads)
@@ -147,7 +149,13 @@ class DecoderLayer(GradientCheckpointingLayer):
     """Pre-LN Transformer decoder layer: causal self attention, cross attention, feed-forward."""
 
     def __init__(
-        self, config: PreTrainedConfig, hidden_size: int, num_heads: int, intermediate_size: int, activation: str, layer_idx: int
+        self,
+        config: PreTrainedConfig,
+        hidden_size: int,
+        num_heads: int,
+        intermediate_size: int,
+        activation: str,
+        layer_idx: int,
     ):
         super().__init__()
         self.self_attn_norm = nn.LayerNorm(hidden_size)

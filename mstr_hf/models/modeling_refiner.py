@@ -421,7 +421,7 @@ class RefinerModel(PreTrainedModel, GenerationMixin):
         )
         row_mask = None if row_mask is None else row_mask[chosen]
         beams = num_alternatives + 1
-        sequences = self.generate(  # type: ignore[misc]  # its annotation of self is for type checkers of callers only
+        sequences = self.generate(  # type: ignore[misc]  # transformers types self for its own checker
             encoder_outputs=RefinerEncoderOutput(**memory),  # generate repeats its entries for the beams, in place
             row_mask=row_mask,
             max_new_tokens=self.config.spotter_config.max_length + 1,
@@ -443,7 +443,8 @@ class RefinerModel(PreTrainedModel, GenerationMixin):
         logits = self(labels=labels, encoder_outputs=expanded, row_mask=row_mask, use_cache=False).logits
         log_probs = (logits[:, : sequences.shape[1]] / self.config.score_temperature).log_softmax(-1)
         chances = log_probs.gather(-1, sequences[..., None])[..., 0]
-        scores = (chances * written).sum(1).exp().view(-1, beams)
+        # Not a product with the mask: padding has a log-probability of minus infinity.
+        scores = chances.masked_fill(~written, 0).sum(1).exp().view(-1, beams)
         top = log_probs.exp().topk(num_alternatives + 1, dim=-1)
         counts = (labels != IGNORED).sum(1).view(-1, beams)
         readings = []
@@ -455,9 +456,10 @@ class RefinerModel(PreTrainedModel, GenerationMixin):
                 candidates.setdefault(text, scores[word, beam].item())
             best = word * beams + order[0]
             count = int(counts[word, order[0]])
+            written_ids, top_ids = sequences[best, :count].tolist(), top.indices[best, :count].tolist()
             ids = [
                 [own, *(other for other in others if other != own)]
-                for own, others in zip(sequences[best, :count].tolist(), top.indices[best, :count].tolist(), strict=True)
+                for own, others in zip(written_ids, top_ids, strict=True)
             ]
             probabilities = log_probs[best, :count].exp()
             values = [[probabilities[step, i].item() for i in row] for step, row in enumerate(ids)]

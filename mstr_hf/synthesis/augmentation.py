@@ -78,7 +78,7 @@ def compose(rng: np.random.Generator, mask: np.ndarray, neighbours: np.ndarray |
         rim = alpha - cv2.erode(alpha, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8))
         if rim.sum() > 0.5 * alpha.sum():
             alpha = rim
-    fill = np.float32(ink)
+    fill = np.array(ink, np.float32)
     if rng.random() < 0.2:
         fill = np.linspace(ink, ink + rng.uniform(-50, 50), height, dtype=np.float32)[:, None]
     return image + alpha * (fill - image)

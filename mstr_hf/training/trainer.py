@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -94,7 +93,6 @@ class Trainer:
         rates: dict[str, float] | None = None,
     ):
         torch.set_num_threads(args.num_threads)
-        set_seed(args.seed)
         self.args = args
         self.accelerator = Accelerator()
         self.output_dir = Path(args.output_dir)
