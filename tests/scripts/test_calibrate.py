@@ -66,7 +66,7 @@ def test_gate_table(script):
     [
         ([0, 0, 1, 1, 1], [1, 1, 1, 1, 1], 0.5),  # all that is mended scores below 0.5
         ([0, 0, 1, 0, 1], [1, 1, 1, 1, 1], 0.93),
-        ([0, 0, 1, 1, 1], [1, 0, 1, 1, 0], 0.0),  # one mended, one broken
+        ([0, 0, 1, 1, 1], [1, 0, 1, 1, 0], 0.2),  # one mended where unsure, one broken where sure
         ([0, 0, 1, 1, 1], [0, 0, 1, 0, 0], 0.0),
     ],
 )

@@ -1,0 +1,78 @@
+"""Configuration of the Refiner."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from .configuration_spotter import SpotterConfig
+
+
+@strict
+class RefinerDecoderConfig(PreTrainedConfig):
+    """Shape of the Refiner's decoder.
+
+    Args:
+        hidden_size: Width.
+        num_hidden_layers: Layers.
+        num_attention_heads: Heads.
+        intermediate_size: Feed-forward width.
+        hidden_act: Activation.
+        max_position_embeddings: Longest reading in characters, with its start and end.
+        vocab_size: Token ids; follows from the bank.
+    """
+
+    model_type = "mstr_refiner_decoder"
+    base_config_key = "text_config"
+
+    hidden_size: int = 192
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 4
+    intermediate_size: int = 512
+    hidden_act: str = "gelu"
+    max_position_embeddings: int = 66
+    vocab_size: int = 640
+
+
+@strict
+class RefinerConfig(PreTrainedConfig):
+    """A Spotter and the decoder that corrects it.
+
+    Args:
+        spotter_config: The Spotter's configuration.
+        text_config: The decoder's configuration.
+        logit_scale_init: Initial scale of the cosines; learned.
+        freeze_spotter: True trains the Refiner alone, on what a finished Spotter sees.
+        score_temperature: Divides the scaled cosines when scores are made; fitted on held-out data.
+        gate_threshold: Words whose Spotter score is at least this are not refined; chosen on held-out data.
+        pad_token_id: Id of padding.
+        bos_token_id: Id of the start of a word.
+        eos_token_id: Id of the end of a word.
+        decoder_start_token_id: What decoding starts from.
+    """
+
+    model_type = "mstr_refiner"
+    sub_configs = {"spotter_config": SpotterConfig, "text_config": RefinerDecoderConfig}
+
+    spotter_config: dict[str, Any] | SpotterConfig | None = None
+    text_config: dict[str, Any] | RefinerDecoderConfig | None = None
+    logit_scale_init: float | int = 16.0
+    freeze_spotter: bool = True
+    # Not "temperature", which transformers would take for that of sampling.
+    score_temperature: float | int = 1.0
+    gate_threshold: float | int = 1.0
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+    decoder_start_token_id: int | None = 1
+    is_encoder_decoder: bool = True
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if not isinstance(self.spotter_config, PreTrainedConfig):
+            self.spotter_config = SpotterConfig(**(self.spotter_config or {}))
+        if not isinstance(self.text_config, PreTrainedConfig):
+            self.text_config = RefinerDecoderConfig(**(self.text_config or {}))
+        super().__post_init__(**kwargs)

@@ -1,0 +1,74 @@
+"""Configuration of the Spotter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+@strict
+class SpotterConfig(PreTrainedConfig):
+    """Shape of the Spotter, and the bank that it retrieves from.
+
+    Args:
+        stem_channels: Channels after the first convolution (H/2 x W/2).
+        stage_channels: Channels of the pyramid's levels: H/4 x W/4, H/8 x W/4, H/16 x W/4.
+        stage_blocks: Residual blocks of the first two levels.
+        num_hidden_layers: Transformer layers on the last level.
+        num_attention_heads: Their heads.
+        intermediate_size: Their feed-forward width.
+        hidden_act: Their activation.
+        image_height: Height of the input in pixels; a multiple of 16.
+        frames_per_column: Frames for each column of the last level (4 pixels).
+        projection_dim: Size D of an embedding; the bank's.
+        logit_scale_init: Initial scale of the cosines in the training loss; learned.
+        alignment_weight: Weight of the frame alignment loss, used where a batch says where its characters stand.
+        top_k: Hypotheses a step.
+        max_length: Longest reading in characters.
+        num_prototypes: Rows of the bank in the model.
+        num_base_prototypes: Rows that the model was trained with.
+        base_digest: Digest of those rows; other banks must begin with them.
+        bank: Characters, subtypes, scripts and languages of the rows (`PrototypeBank.metadata`).
+        score_temperature: Divides the scaled cosines when scores are made; fitted on held-out data.
+    """
+
+    model_type = "mstr_spotter"
+
+    stem_channels: int = 32
+    stage_channels: list[int] | tuple[int, ...] = (48, 96, 192)
+    stage_blocks: list[int] | tuple[int, ...] = (1, 2)
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 4
+    intermediate_size: int = 512
+    hidden_act: str = "gelu"
+    image_height: int = 32
+    frames_per_column: int = 2
+    projection_dim: int = 192
+    logit_scale_init: float | int = 16.0
+    alignment_weight: float | int = 1.0
+    top_k: int = 5
+    max_length: int = 64
+    num_prototypes: int = 512
+    num_base_prototypes: int = 512
+    base_digest: str = ""
+    bank: dict[str, Any] | None = None
+    score_temperature: float | int = 1.0
+
+    def validate_architecture(self) -> None:
+        """Refuses sizes that do not fit together."""
+        if self.image_height % 16:
+            raise ValueError(f"image_height {self.image_height} is not a multiple of 16")
+        if len(self.stage_channels) != 3 or len(self.stage_blocks) != 2:
+            raise ValueError("stage_channels takes 3 numbers and stage_blocks 2: one for each pyramid level")
+        if self.stage_channels[-1] % self.num_attention_heads:
+            raise ValueError(
+                f"the last of stage_channels, {self.stage_channels[-1]}, is not a multiple of "
+                f"num_attention_heads {self.num_attention_heads}"
+            )
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the Transformer layers."""
+        return self.stage_channels[-1]

@@ -1,0 +1,512 @@
+"""The Refiner: corrects the Spotter's reading, character by character, against what the image shows.
+
+An autoregressive decoder attends to a prefix memory (the Spotter's top-K characters of each step with their scores)
+and to a visual memory (two levels of a feature pyramid, as in Lin et al., 2017, that keep fine marks). Characters go
+in and come out as rows of the frozen prototype bank; only start, end and padding have rows of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.generation import GenerationMixin
+from transformers.utils import ModelOutput
+
+from .configuration_refiner import RefinerConfig
+from .layers import DecoderLayer, additive_mask, cosines, init_layer_weights
+from .modeling_spotter import IGNORED, TOKEN_OFFSET, SpotterModel, SpotterOutput
+from .prototype_bank import PrototypeBank
+from .text import display
+
+PAD, BOS, EOS = 0, 1, 2
+SPECIAL_ROWS = 3
+
+
+@dataclass
+class RefinerEncoderOutput(ModelOutput):
+    """What the decoder attends to.
+
+    Attributes:
+        last_hidden_state: Prefix memory (`max_length` rows), then visual memory, `[B, S, C]`.
+        memory_mask: True where there is something to attend to, `[B, S]`.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    memory_mask: torch.Tensor | None = None
+
+
+@dataclass
+class RefinerOutput(ModelOutput):
+    """Output of the Refiner. B images, T decoder steps, V token ids.
+
+    Attributes:
+        loss: Scalar; present with `labels`.
+        logits: Scaled cosines to the special rows and the bank, `[B, T, V]`; ids that are no output have -inf-like
+            values.
+        past_key_values: Cache of the decoder.
+        encoder_last_hidden_state: Memory, `[B, S, C]`.
+        memory_mask: `[B, S]`.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    encoder_last_hidden_state: torch.Tensor | None = None
+    memory_mask: torch.Tensor | None = None
+
+
+def sinusoids(positions: torch.Tensor, size: int) -> torch.Tensor:
+    """Sinusoidal position codes (Vaswani et al., 2017): `[...]` to `[..., size]`."""
+    rates = torch.exp(torch.arange(0, size, 2, device=positions.device) * (-math.log(10000.0) / size))
+    angles = positions[..., None].float() * rates
+    return torch.cat([angles.sin(), angles.cos()], -1)
+
+
+class PrefixMemory(nn.Module):
+    """One memory row for each Spotter step: its top-K prototypes, weighted by their scores, by rank."""
+
+    def __init__(self, config: RefinerConfig):
+        super().__init__()
+        spotter, size = config.spotter_config, config.text_config.hidden_size
+        self.hypotheses = nn.Linear(spotter.top_k * spotter.projection_dim, size)
+        self.scores = nn.Linear(spotter.top_k, size)
+        self.norm = nn.LayerNorm(size)
+
+    def forward(
+        self, prototypes: torch.Tensor, ids: torch.Tensor, scores: torch.Tensor, scale: torch.Tensor
+    ) -> torch.Tensor:
+        """Bank `[N, D]`, token ids and cosines `[B, L, K]` to `[B, L, C]`.
+
+        The weights carry the gradient: the index of a top-K alone has none.
+        """
+        weights = (scale * scores).softmax(-1)
+        rows = prototypes[(ids - TOKEN_OFFSET).clamp_min(0)]
+        hypotheses = (rows * weights[..., None]).flatten(2).to(self.hypotheses.weight.dtype)
+        states = self.hypotheses(hypotheses) + self.scores(scores.to(hypotheses.dtype))
+        positions = torch.arange(ids.shape[1], device=ids.device)
+        return self.norm(states) + sinusoids(positions, states.shape[-1]).to(states.dtype)
+
+
+class VisualMemory(nn.Module):
+    """Feature pyramid: coarse context flows down, fine strokes flow up, two levels become memory rows."""
+
+    def __init__(self, config: RefinerConfig):
+        super().__init__()
+        fine, middle, coarse = config.spotter_config.stage_channels
+        size = config.text_config.hidden_size
+        self.coarse = nn.Conv2d(coarse, size, 1)
+        self.middle = nn.Conv2d(middle, size, 1)
+        self.fine = nn.Conv2d(fine, size, 3, (2, 1), 1)
+        self.norm = nn.LayerNorm(size)
+        self.level = nn.Embedding(2, size)
+        self.row = nn.Embedding(config.spotter_config.image_height // 8, size)
+
+    def forward(
+        self, feature_maps: Sequence[torch.Tensor], column_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pyramid and `[B, W/4]` to memory `[B, S, C]` and mask `[B, S]`."""
+        fine, middle, coarse = feature_maps
+        top = self.coarse(coarse)
+        bottom = self.middle(middle) + self.fine(fine) + F.interpolate(top, scale_factor=(2.0, 1.0), mode="nearest")
+        memories, masks = [], []
+        for level, states in enumerate((top, bottom)):
+            batch, size, height, width = states.shape
+            codes = sinusoids(torch.arange(width, device=states.device), size).to(states.dtype)
+            place = self.row.weight[:height, None] + codes[None] + self.level.weight[level]
+            states = self.norm(states.permute(0, 2, 3, 1)) + place
+            memories.append(states.reshape(batch, height * width, size))
+            masks.append(column_mask.repeat(1, height))
+        return torch.cat(memories, 1), torch.cat(masks, 1)
+
+
+class RefinerEncoder(nn.Module):
+    """The Spotter and the two memories."""
+
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: RefinerConfig):
+        super().__init__()
+        self.config = config
+        self.spotter = SpotterModel(config.spotter_config)
+        self.prefix_memory = PrefixMemory(config)
+        self.visual_memory = VisualMemory(config)
+
+    def spot(
+        self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None, row_mask: torch.Tensor | None = None
+    ) -> SpotterOutput:
+        """The Spotter's output, without gradient where the Spotter is frozen."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_spotter):
+            return self.spotter(pixel_values, pixel_mask, row_mask=row_mask)
+
+    def remember(self, spotted: SpotterOutput) -> RefinerEncoderOutput:
+        """Memories of what was spotted."""
+        head = self.spotter.head
+        prefix = self.prefix_memory(head.prototypes, spotted.top_k_ids, spotted.top_k_scores, head.scale)
+        visual, visual_mask = self.visual_memory(spotted.feature_maps, spotted.column_mask)
+        # As many prefix rows whatever the width, so that the decoder knows where they are.
+        spare = self.config.spotter_config.max_length - prefix.shape[1]
+        return RefinerEncoderOutput(
+            last_hidden_state=torch.cat([F.pad(prefix, (0, 0, 0, spare)), visual], 1),
+            memory_mask=torch.cat([F.pad(spotted.character_mask, (0, spare)), visual_mask], 1),
+        )
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor | None = None,
+        row_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> RefinerEncoderOutput:
+        """Images `[B, 1, H, W]` and mask `[B, W]` to memory."""
+        return self.remember(self.spot(pixel_values, pixel_mask, row_mask))
+
+
+class RefinerModel(PreTrainedModel, GenerationMixin):
+    """Reads words: Spotter, gate, refinement and scores in one method, :meth:`recognise`."""
+
+    config_class = RefinerConfig
+    base_model_prefix = "refiner"
+    main_input_name = "pixel_values"
+    input_modalities = "image"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["ResidualBlock", "EncoderLayer", "DecoderLayer"]
+    _keep_in_fp32_modules_strict = ["prototypes"]
+
+    def __init__(self, config: RefinerConfig):
+        super().__init__(config)
+        text = config.text_config
+        self.encoder = RefinerEncoder(config)
+        self.character_projection = nn.Linear(config.spotter_config.projection_dim, text.hidden_size)
+        self.special_rows = nn.Parameter(torch.empty(SPECIAL_ROWS, config.spotter_config.projection_dim))
+        self.layers = nn.ModuleList(
+            DecoderLayer(
+                config, text.hidden_size, text.num_attention_heads, text.intermediate_size, text.hidden_act, index
+            )
+            for index in range(text.num_hidden_layers)
+        )
+        self.norm = nn.LayerNorm(text.hidden_size)
+        self.embedding_projection = nn.Linear(text.hidden_size, config.spotter_config.projection_dim)
+        self.log_scale = nn.Parameter(torch.empty(()))
+        self._follow_bank()
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        init_layer_weights(module)
+        if isinstance(module, RefinerModel):
+            init.normal_(module.special_rows, std=module.special_rows.shape[-1] ** -0.5)
+            init.constant_(module.log_scale, math.log(module.config.logit_scale_init))
+
+    @classmethod
+    def from_spotter(cls, spotter: SpotterModel) -> RefinerModel:
+        """A Refiner with untrained weights around a trained Spotter, on the Spotter's bank."""
+        model = cls(RefinerConfig(spotter_config=spotter.config.to_dict()))
+        model.spotter.load_state_dict(spotter.state_dict())
+        return model.train()  # before an optimiser or DistributedDataParallel collects what is trained
+
+    def train(self, mode: bool = True) -> RefinerModel:
+        """Training mode; a frozen Spotter stays as it is, batch statistics included."""
+        super().train(mode)
+        if self.config.freeze_spotter:
+            self.spotter.requires_grad_(False).eval()
+        return self
+
+    @property
+    def spotter(self) -> SpotterModel:
+        """The Spotter inside."""
+        return self.encoder.spotter
+
+    def set_bank(self, bank: PrototypeBank, base: bool = False) -> None:
+        """Puts a bank into the model (see `SpotterModel.set_bank`)."""
+        self.spotter.set_bank(bank, base)
+        self._follow_bank()
+
+    def get_bank(self) -> PrototypeBank:
+        """The bank in the model (see `SpotterModel.get_bank`)."""
+        return self.spotter.get_bank()
+
+    def _follow_bank(self) -> None:
+        self.config.text_config.vocab_size = TOKEN_OFFSET + self.config.spotter_config.num_prototypes
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        encoder_outputs: RefinerEncoderOutput | None = None,
+        past_key_values: Cache | None = None,
+        row_mask: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> RefinerOutput:
+        """Decodes with teacher forcing, or one step of generation.
+
+        Args:
+            pixel_values: Grey images, `[B, 1, H, W]`, -1 to 1; W a multiple of 4.
+            pixel_mask: True on columns of the image, `[B, W]`.
+            labels: Token ids in logical order without start and end, `[B, S]`, padded with -100.
+            decoder_input_ids: Token ids so far, `[B, T]`; made from the labels where left out.
+            encoder_outputs: Memory, where it is known already.
+            past_key_values: Cache.
+            row_mask: Bank rows that may be read, bool `[N]` or `[B, N]` (language mask).
+            use_cache: Whether to return a cache.
+
+        Returns:
+            RefinerOutput.
+        """
+        if encoder_outputs is None:
+            encoder_outputs = self.encoder(pixel_values, pixel_mask, row_mask)
+        memory, memory_mask = encoder_outputs.last_hidden_state, encoder_outputs.memory_mask
+        if decoder_input_ids is None:
+            if labels is None:
+                decoder_input_ids = memory.new_full((len(memory), 1), BOS, dtype=torch.long)
+            else:
+                decoder_input_ids = F.pad(labels.masked_fill(labels == IGNORED, PAD), (1, 0), value=BOS)
+        if use_cache and past_key_values is None:
+            past_key_values = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        logits = self._decode(decoder_input_ids, memory, memory_mask, past_key_values)
+        if row_mask is not None:
+            allowed = F.pad(row_mask[..., None, :].to(logits.device), (TOKEN_OFFSET, 0), value=True)
+            logits = logits.masked_fill(~allowed, torch.finfo(logits.dtype).min)
+        loss = None
+        if labels is not None:
+            targets = F.pad(labels, (0, 1), value=IGNORED)
+            ends = (labels != IGNORED).sum(1)
+            targets = targets.scatter(1, ends[:, None], EOS)
+            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+        return RefinerOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=past_key_values,
+            encoder_last_hidden_state=memory,
+            memory_mask=memory_mask,
+        )
+
+    def _decode(
+        self,
+        decoder_input_ids: torch.Tensor,
+        memory: torch.Tensor,
+        memory_mask: torch.Tensor,
+        past_key_values: Cache | None,
+    ) -> torch.Tensor:
+        """Token ids `[B, T]` to logits `[B, T, V]`."""
+        length = decoder_input_ids.shape[1]
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        positions = past + torch.arange(length, device=memory.device)
+        states = self._embed(decoder_input_ids)
+        states = states + sinusoids(positions, states.shape[-1]).to(states.dtype)
+        # The Spotter's step at the same place is right most of the time: it goes in directly, and attention is left
+        # with what the Spotter got wrong.
+        nearest = positions.clamp(max=self.config.spotter_config.max_length - 1)
+        states = states + memory[:, nearest] * memory_mask[:, nearest, None].to(states.dtype)
+        # A static cache is as long as it may ever get; what lies ahead is masked like the future.
+        total = past + length
+        if past_key_values is not None and past_key_values.is_compileable:
+            total = past_key_values.get_max_length()
+        keys = torch.arange(total, device=memory.device)
+        future = keys[None, :] > positions[:, None]
+        causal = torch.zeros_like(future, dtype=states.dtype).masked_fill(future, torch.finfo(states.dtype).min)
+        mask = additive_mask(memory_mask, states.dtype)
+        for layer in self.layers:
+            states = layer(states, memory, causal[None, None], mask, past_key_values)
+        embeddings = F.normalize(self.embedding_projection(self.norm(states)).float(), dim=-1)
+        bank = self.spotter.head.prototypes
+        special = cosines(embeddings, F.normalize(self.special_rows.float(), dim=-1))
+        scale = self.log_scale.float().exp().clamp(max=100.0)
+        logits = scale * torch.cat([special, cosines(embeddings, bank)], -1)
+        # Only the end and characters can be read; start, padding and prompt tokens cannot.
+        never = torch.finfo(logits.dtype).min
+        outputs = logits.new_full((*logits.shape[:2], TOKEN_OFFSET + len(bank)), never)
+        outputs[..., EOS] = logits[..., EOS]
+        outputs[..., TOKEN_OFFSET:] = logits[..., SPECIAL_ROWS:]
+        return outputs
+
+    def _embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token ids `[B, T]` to decoder states `[B, T, C]`, through the bank."""
+        special = F.normalize(self.special_rows, dim=-1)[ids.clamp_max(SPECIAL_ROWS - 1)]
+        rows = self.spotter.head.prototypes[(ids - TOKEN_OFFSET).clamp_min(0)].to(special.dtype)
+        return self.character_projection(torch.where((ids < TOKEN_OFFSET)[..., None], special, rows))
+
+    def prepare_inputs_for_generation(
+        self, decoder_input_ids: torch.Tensor, past_key_values: Cache | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """What one step of generation needs: the last id, the cache and the memory."""
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        return {
+            "decoder_input_ids": decoder_input_ids[:, past:],
+            "past_key_values": past_key_values,
+            "encoder_outputs": kwargs["encoder_outputs"],
+            "row_mask": kwargs.get("row_mask"),
+            "use_cache": kwargs.get("use_cache", True),
+        }
+
+    @torch.no_grad()
+    def recognise(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor | None = None,
+        languages: Sequence[str] | None = None,
+        num_alternatives: int = 0,
+        gate_threshold: float | None = None,
+    ) -> list[dict[str, Any]]:
+        """Reads words: the Spotter first, then the Refiner where the Spotter is not sure.
+
+        Args:
+            pixel_values: Grey images, `[B, 1, H, W]`, -1 to 1; W a multiple of 4.
+            pixel_mask: True on columns of the image, `[B, W]`.
+            languages: Only characters that one of these uses are read; every character where left out.
+            num_alternatives: Other readings to give for each word and other characters for each character; refines
+                every word where above 0.
+            gate_threshold: Words whose Spotter score is at least this are not refined; the config's where left out.
+
+        Returns:
+            A reading for each image: `text` (NFC), `score`, `script` (ISO 15924), `characters` (`char`, `score`,
+            `alternatives`), `alternatives` (`text`, `score`), `spotter_text`. Scores are between 0 and 1.
+
+        Raises:
+            ValueError: If a language is not in the bank.
+        """
+        bank = self.get_bank()
+        row_mask = None
+        if languages is not None:
+            row_mask = bank.language_mask(languages).to(pixel_values.device).expand(len(pixel_values), -1)
+        spotted = self.encoder.spot(pixel_values, pixel_mask, row_mask)
+        scores = self.spotter.word_scores(spotted)
+        scale = self.spotter.head.scale / self.spotter.config.score_temperature
+        threshold = self.config.gate_threshold if gate_threshold is None else gate_threshold
+        readings = [
+            _reading(bank, ids[:count], probabilities[:count], score, num_alternatives)
+            for ids, probabilities, count, score in zip(
+                spotted.top_k_ids.tolist(),
+                (scale * spotted.top_k_scores).softmax(-1).tolist(),
+                spotted.character_mask.sum(1).tolist(),
+                scores.tolist(),
+                strict=True,
+            )
+        ]
+        chosen = (scores < threshold).nonzero()[:, 0] if not num_alternatives else torch.arange(len(readings))
+        if len(chosen):
+            refined = self._refine(bank, spotted, chosen.to(scores.device), row_mask, num_alternatives)
+            for index, reading in zip(chosen.tolist(), refined, strict=True):
+                readings[index] = {**reading, "spotter_text": readings[index]["spotter_text"]}
+        return readings
+
+    def _refine(
+        self,
+        bank: PrototypeBank,
+        spotted: SpotterOutput,
+        chosen: torch.Tensor,
+        row_mask: torch.Tensor | None,
+        num_alternatives: int,
+    ) -> list[dict[str, Any]]:
+        """Decodes the chosen words; greedily, or with beams where alternatives are asked for."""
+        memory = self.encoder.remember(
+            SpotterOutput(
+                top_k_ids=spotted.top_k_ids[chosen],
+                top_k_scores=spotted.top_k_scores[chosen],
+                character_mask=spotted.character_mask[chosen],
+                feature_maps=tuple(level[chosen] for level in spotted.feature_maps),
+                column_mask=spotted.column_mask[chosen],
+            )
+        )
+        row_mask = None if row_mask is None else row_mask[chosen]
+        beams = num_alternatives + 1
+        sequences = self.generate(  # type: ignore[misc]  # transformers types self for its own checker
+            encoder_outputs=RefinerEncoderOutput(**memory),  # generate repeats its entries for the beams, in place
+            row_mask=row_mask,
+            max_new_tokens=self.config.spotter_config.max_length + 1,
+            forced_eos_token_id=EOS,
+            num_beams=beams,
+            num_return_sequences=beams,
+            do_sample=False,
+        )[:, 1:]
+        # One parallel pass scores every candidate, however it was found.
+        ended = sequences == EOS
+        written = (ended.cumsum(1) - ended.long() == 0) & (sequences != PAD)
+        labels = sequences.masked_fill(~written | ended, IGNORED)
+        expanded = RefinerEncoderOutput(
+            last_hidden_state=memory.last_hidden_state.repeat_interleave(beams, 0),
+            memory_mask=memory.memory_mask.repeat_interleave(beams, 0),
+        )
+        if row_mask is not None:
+            row_mask = row_mask.repeat_interleave(beams, 0)
+        logits = self(labels=labels, encoder_outputs=expanded, row_mask=row_mask, use_cache=False).logits
+        log_probs = (logits[:, : sequences.shape[1]] / self.config.score_temperature).log_softmax(-1)
+        chances = log_probs.gather(-1, sequences[..., None])[..., 0]
+        # Not a product with the mask: padding has a log-probability of minus infinity.
+        scores = chances.masked_fill(~written, 0).sum(1).exp().view(-1, beams)
+        top = log_probs.exp().topk(num_alternatives + 1, dim=-1)
+        counts = (labels != IGNORED).sum(1).view(-1, beams)
+        readings = []
+        for word, order in enumerate(scores.argsort(1, descending=True).tolist()):
+            candidates: dict[str, float] = {}
+            for beam in order:
+                ids = sequences[word * beams + beam, : counts[word, beam]].tolist()
+                text = _text(bank, ids)
+                candidates.setdefault(text, scores[word, beam].item())
+            best = word * beams + order[0]
+            count = int(counts[word, order[0]])
+            written_ids, top_ids = sequences[best, :count].tolist(), top.indices[best, :count].tolist()
+            ids = [
+                [own, *(other for other in others if other != own)]
+                for own, others in zip(written_ids, top_ids, strict=True)
+            ]
+            probabilities = log_probs[best, :count].exp()
+            values = [[probabilities[step, i].item() for i in row] for step, row in enumerate(ids)]
+            reading = _reading(bank, ids, values, scores[word, order[0]].item(), num_alternatives)
+            others = [{"text": text, "score": score} for text, score in candidates.items() if text != reading["text"]]
+            readings.append({**reading, "alternatives": others[:num_alternatives]})
+        return readings
+
+
+def _text(bank: PrototypeBank, ids: Sequence[int]) -> str:
+    """Token ids to the text that is shown."""
+    return display("".join(bank.characters[index - TOKEN_OFFSET] for index in ids if index >= TOKEN_OFFSET))
+
+
+def _reading(
+    bank: PrototypeBank,
+    ids: Sequence[Sequence[int]],
+    probabilities: Sequence[Sequence[float]],
+    score: float,
+    num_alternatives: int,
+) -> dict[str, Any]:
+    """A reading from the hypotheses of each step, best first."""
+    text = _text(bank, [step[0] for step in ids])
+    scripts: dict[str, int] = {}
+    for step in ids:
+        row = step[0] - TOKEN_OFFSET
+        if row >= 0 and bank.subtypes[row] == 0:
+            scripts[bank.scripts[row]] = scripts.get(bank.scripts[row], 0) + 1
+    characters = []
+    for step, values in zip(ids, probabilities, strict=True):
+        others = [
+            {"char": bank.characters[index - TOKEN_OFFSET], "score": value}
+            for index, value in zip(step[1:], values[1:], strict=True)
+            if index >= TOKEN_OFFSET
+        ]
+        characters.append(
+            {
+                "char": bank.characters[step[0] - TOKEN_OFFSET],
+                "score": values[0],
+                "alternatives": others[:num_alternatives],
+            }
+        )
+    return {
+        "text": text,
+        "score": score,
+        "script": max(scripts, key=scripts.__getitem__, default="Zyyy"),
+        "characters": characters,
+        "alternatives": [],
+        "spotter_text": text,
+    }
