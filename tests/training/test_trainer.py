@@ -7,12 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import debug_launcher
-from accelerate.state import AcceleratorState, PartialState
 from torch import nn
 
 from mstr_hf.models.configuration_spotter import SpotterConfig
-from mstr_hf.models.modeling_refiner import RefinerModel
 from mstr_hf.models.modeling_spotter import TOKEN_OFFSET, SpotterModel
 from mstr_hf.training import trainer as trainer_module
 from mstr_hf.training.trainer import Batch, Trainer, TrainingArguments, learning_rate_factor, parameter_groups
@@ -295,48 +292,3 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
 
 
 # -------------------- several processes
-
-
-def _train_refiner(folder: str) -> None:
-    # The group is there already; what this process's parent knew of its own is not.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    os.environ["ACCELERATE_USE_CPU"] = "yes"
-    torch.set_num_threads(1)
-    spotter = make_spotter()
-    model = RefinerModel.from_spotter(spotter)
-    read = []
-
-    def noted(first: int, process: int, processes: int) -> Iterator[Batch]:
-        for number, item in enumerate(batches(first, process, processes)):
-            read.append((processes, first + number * processes + process))
-            yield item
-
-    trained = Trainer(arguments(Path(folder), max_steps=3, save_steps=2), model, noted).train()
-    rank = PartialState().process_index
-    weights = {name: tensor for name, tensor in trained.state_dict().items() if tensor.is_floating_point()}
-    torch.save({"read": read, "weights": weights}, f"{folder}/{rank}.pt")
-
-
-def test_two_processes_train_one_refiner(tmp_path):
-    debug_launcher(_train_refiner, args=(str(tmp_path),), num_processes=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    assert first["read"] == [(2, 0), (2, 2), (2, 4)] and second["read"] == [(2, 1), (2, 3), (2, 5)]
-    assert all(torch.equal(tensor, second["weights"][name]) for name, tensor in first["weights"].items())
-    assert checkpoints(tmp_path) == ["checkpoint-00000002", "checkpoint-00000003"]
-    assert log(tmp_path)[0]["processes"] == 2 and list(losses(tmp_path)) == [1, 2, 3]
-    final = RefinerModel.from_pretrained(tmp_path / "final").state_dict()
-    assert all(torch.equal(tensor, final[name]) for name, tensor in first["weights"].items())
-
-    def both(first: int, process: int, processes: int) -> Iterator[Batch]:
-        for number in range(3):
-            pair = [batch(2 * number), batch(2 * number + 1)]
-            yield {name: torch.cat([item[name] for item in pair]) for name in pair[0]}
-
-    alone = Trainer(arguments(tmp_path / "one", max_steps=3), RefinerModel.from_spotter(make_spotter()), both).train()
-    start = RefinerModel.from_spotter(make_spotter()).state_dict()
-    for name, tensor in alone.state_dict().items():
-        # attention does not depend on the bias of keys: its gradient is rounding noise
-        if tensor.is_floating_point() and not name.endswith("k_proj.bias"):
-            moved = (final[name] - start[name]).norm()
-            assert (final[name] - tensor).norm() <= 0.05 * moved + 1e-6, name
-            assert (moved > 0) == (not name.startswith("encoder.spotter.")), name
