@@ -1,5 +1,7 @@
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -135,3 +137,17 @@ def fonts(tmp_path_factory) -> "FontIndex":
             "fonts-hosny-amiri"
         )
     return index
+
+
+@pytest.fixture(scope="session")
+def run_in_two_processes():
+    """Runs a test module as a script in two new processes of one group: a fork of this one might hang."""
+
+    def run(module: str, folder: Path) -> None:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", module, folder]
+        root = str(Path(__file__).parents[1])
+        environment = {**os.environ, "PYTHONPATH": root, "ACCELERATE_USE_CPU": "yes", "OMP_NUM_THREADS": "1"}
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+        assert result.returncode == 0, result.stderr[-3000:]
+
+    return run

@@ -1,8 +1,9 @@
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from accelerate import debug_launcher
 from huggingface_hub.errors import StrictDataclassError
 from torch import distributed
 from torch.nn import functional as F
@@ -106,19 +107,22 @@ def test_logit_scale_is_clamped():
 ROWS = [4, 4, 9, 4, 2, 9]
 
 
-def _train_step(path: str) -> None:
+def train_step(folder: Path) -> None:
+    """What each of the two processes does."""
     torch.set_num_threads(1)
+    distributed.init_process_group("gloo")
     rank = distributed.get_rank()
     # Batch statistics are each process's own, so that only without them do two processes equal one.
     model = DistributedDataParallel(make_model(arcface_weight=0.5, subtype_weight=0.5).eval())
     output = model(**{name: tensor[3 * rank : 3 * rank + 3] for name, tensor in make_batch(ROWS).items()})
     output.loss.backward()
     grads = {name: parameter.grad for name, parameter in model.module.named_parameters()}
-    torch.save({"contrastive": output.contrastive_loss, "grads": grads}, f"{path}/{rank}.pt")
+    torch.save({"contrastive": output.contrastive_loss, "grads": grads}, folder / f"{rank}.pt")
+    distributed.destroy_process_group()
 
 
-def test_two_processes_equal_one_with_both_batches(tmp_path):
-    debug_launcher(_train_step, args=(str(tmp_path),), num_processes=2)
+def test_two_processes_equal_one_with_both_batches(tmp_path, run_in_two_processes):
+    run_in_two_processes(__file__, tmp_path)
     model = make_model(arcface_weight=0.5, subtype_weight=0.5).eval()
     output = model(**make_batch(ROWS))
     output.loss.backward()
@@ -227,3 +231,7 @@ def test_save_and_load_is_bit_equal(tmp_path):
 def test_heads_that_do_not_divide_the_width_are_refused():
     with pytest.raises(StrictDataclassError, match="hidden_size 16 is not a multiple of num_attention_heads 3"):
         MCLIPConfig(**{**SHAPE, "num_attention_heads": 3})
+
+
+if __name__ == "__main__":
+    train_step(Path(sys.argv[1]))

@@ -111,7 +111,7 @@ def test_collapse_frames_by_hand(drawn, top_k, max_length):
 
 
 def test_blank_wins_where_cosines_are_equal():
-    similarity, blank = torch.tensor([[[0.5, 0.1], [0.6, 0.1]]]), torch.tensor([[0.5, 0.5]])
+    similarity, blank = torch.tensor([[[0.1, 0.5], [0.6, 0.1]]]), torch.tensor([[0.5, 0.5]])
     _, scores, mask = collapse_frames(similarity, blank, torch.ones(1, 2).bool(), torch.tensor([1, 1]), 1, 9)
     assert mask.tolist() == [[True, False]] and scores[0, 0, 0] == similarity[0, 1, 0]
 

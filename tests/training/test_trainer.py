@@ -2,15 +2,17 @@ import json
 import math
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from mstr_hf.models.configuration_spotter import SpotterConfig
-from mstr_hf.models.modeling_spotter import TOKEN_OFFSET, SpotterModel
+from mstr_hf.models.modeling_refiner import RefinerModel
+from mstr_hf.models.modeling_spotter import TOKEN_OFFSET, SpotterModel, SpotterOutput
 from mstr_hf.training import trainer as trainer_module
 from mstr_hf.training.trainer import Batch, Trainer, TrainingArguments, learning_rate_factor, parameter_groups
 
@@ -33,9 +35,16 @@ def _own_signal_handler() -> Iterator[None]:
     signal.signal(signal.SIGTERM, before)
 
 
+class NoisySpotter(SpotterModel):
+    """Draws random numbers as it is trained, as dropout does."""
+
+    def forward(self, pixel_values: torch.Tensor, **inputs: torch.Tensor) -> SpotterOutput:
+        return super().forward(pixel_values + 0.1 * torch.randn_like(pixel_values), **inputs)
+
+
 def make_spotter() -> SpotterModel:
     torch.manual_seed(3)
-    return SpotterModel(SpotterConfig(**SPOTTER))
+    return NoisySpotter(SpotterConfig(**SPOTTER))
 
 
 def batch(number: int) -> Batch:
@@ -220,7 +229,7 @@ def test_killed_run_goes_on_bit_for_bit(tmp_path, straight, killed):
     with pytest.raises(Killed):
         Trainer(arguments(tmp_path), make_spotter(), killed_at(killed)).train()
     assert checkpoints(tmp_path) == ["checkpoint-00000003"] and not (tmp_path / "final").exists()
-    stranger = SpotterModel(SpotterConfig(**SPOTTER))  # whatever the weights were before
+    stranger = NoisySpotter(SpotterConfig(**SPOTTER))  # whatever the weights were before
     model = Trainer(arguments(tmp_path, resume=True), stranger, batches).train()
     assert_same_weights(model, expected)
     assert losses(tmp_path) == losses(folder)
@@ -292,3 +301,48 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
 
 
 # -------------------- several processes
+
+
+def train_refiner(folder: Path) -> None:
+    """What each of the two processes does."""
+    read = []
+
+    def noted(first: int, process: int, processes: int) -> Iterator[Batch]:
+        for number, item in enumerate(batches(first, process, processes)):
+            read.append((processes, first + number * processes + process))
+            yield item
+
+    model = RefinerModel.from_spotter(make_spotter())
+    trained = Trainer(arguments(folder, max_steps=3, save_steps=2), model, noted).train()
+    weights = {name: tensor for name, tensor in trained.state_dict().items() if tensor.is_floating_point()}
+    torch.save({"read": read, "weights": weights}, folder / f"{distributed.get_rank()}.pt")
+
+
+def test_two_processes_train_one_refiner(tmp_path, run_in_two_processes):
+    run_in_two_processes(__file__, tmp_path)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert first["read"] == [(2, 0), (2, 2), (2, 4)] and second["read"] == [(2, 1), (2, 3), (2, 5)]
+    assert all(torch.equal(tensor, second["weights"][name]) for name, tensor in first["weights"].items())
+    assert checkpoints(tmp_path) == ["checkpoint-00000002", "checkpoint-00000003"]
+    assert log(tmp_path)[0]["processes"] == 2 and list(losses(tmp_path)) == [1, 2, 3]
+    final = RefinerModel.from_pretrained(tmp_path / "final").state_dict()
+    assert all(torch.equal(tensor, final[name]) for name, tensor in first["weights"].items())
+
+    def both(first: int, process: int, processes: int) -> Iterator[Batch]:
+        for number in range(3):
+            pair = [batch(2 * number), batch(2 * number + 1)]
+            yield {name: torch.cat([item[name] for item in pair]) for name in pair[0]}
+
+    one = arguments(tmp_path / "one", max_steps=3)
+    alone = Trainer(one, RefinerModel.from_spotter(make_spotter()), both).train()
+    start = RefinerModel.from_spotter(make_spotter()).state_dict()
+    for name, tensor in alone.state_dict().items():
+        # attention does not depend on the bias of keys: its gradient is rounding noise
+        if tensor.is_floating_point() and not name.endswith("k_proj.bias"):
+            moved = (final[name] - start[name]).norm()
+            assert (final[name] - tensor).norm() <= 0.05 * moved + 1e-6, name
+            assert (moved > 0) == (not name.startswith("encoder.spotter.")), name
+
+
+if __name__ == "__main__":
+    train_refiner(Path(sys.argv[1]))

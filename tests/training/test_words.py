@@ -69,7 +69,10 @@ def test_processes_share_the_sequence(synthesiser, vocabulary):
         return sorted(tuple(row) for batch in batches for row in batch["labels"].tolist())
 
     chunks = WordBatches(synthesiser, vocabulary, SIZE, 0, 0, 1)
-    each = [take(word_batches(synthesiser, vocabulary, SIZE, 0, 0, 0, rank, 2), 0, 2 * CHUNK) for rank in (0, 1)]
+    each = [
+        take(word_batches(synthesiser, vocabulary, SIZE, 0, workers, 0, rank, 2), 0, 2 * CHUNK)
+        for rank, workers in ((0, 0), (1, 2))
+    ]
     for rank in (0, 1):
         for lap in (0, 1):
             own = each[rank][lap * CHUNK : (lap + 1) * CHUNK]
