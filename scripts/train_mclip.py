@@ -36,7 +36,7 @@ class MCLIPArguments:
 def main() -> None:
     # The type that the parser is annotated with is one that no class has.
     parser = HfArgumentParser([TrainingArguments, MCLIPArguments])  # type: ignore[list-item]
-    args, data = parser.parse_args_into_dataclasses(args_file_flag="--args_file")
+    args, data = parser.parse_args_into_dataclasses()
     set_seed(args.seed)
     languages = data.languages.split(",")
     charsets = load_charsets(languages)

@@ -43,6 +43,9 @@ def test_checkpoint_knows_the_charsets(model):
     bank = mstr_hf.PrototypeBank.from_pretrained(CHECKPOINT)
     assert bank.charset_digest == vocabulary.digest and bank.joiners == vocabulary.joiners
     assert bank.digest() == model.get_bank().digest()
+    # The bank beside the weights goes in, so that an extension of it does too.
+    assert bank.digest(model.config.spotter_config.num_base_prototypes) == model.config.spotter_config.base_digest
+    model.set_bank(bank)
     tokenizer = mstr_hf.MSTRTokenizer.from_pretrained(CHECKPOINT)
     assert tokenizer.get_vocab() == vocabulary.tokenizer().get_vocab()
 

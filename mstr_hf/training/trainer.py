@@ -22,7 +22,7 @@ Batch = dict[str, torch.Tensor]
 
 @dataclass
 class TrainingArguments:
-    """How to train; every field is an option of the scripts and a key of their YAML files."""
+    """How to train; every field is an option of the scripts."""
 
     output_dir: str = field(metadata={"help": "Folder for checkpoints, the log and the final model."})
     max_steps: int = field(default=10_000, metadata={"help": "Optimiser steps."})
