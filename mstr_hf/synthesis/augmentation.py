@@ -9,8 +9,10 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-# One word in a hundred drawn below this contrast is noise to learn from, not a word.
+# Grey levels between paper and ink that still make a word; the image processor stretches what there is.
 MIN_CONTRAST = 28.0
+# Distance of ink from paper in standard deviations within them, below which nobody reads the word.
+MIN_SEPARATION = 0.8
 
 
 def paper(rng: np.random.Generator, height: int, width: int, level: float) -> np.ndarray:
@@ -22,8 +24,8 @@ def paper(rng: np.random.Generator, height: int, width: int, level: float) -> np
     if kind < 0.6:
         angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(5, 60)
         ys, xs = np.mgrid[0:height, 0:width].astype(np.float32)
-        ramp = np.cos(angle) * (xs / width - 0.5) + np.sin(angle) * (ys / height - 0.5)
-        return image + strength * ramp
+        ramp = float(np.cos(angle)) * (xs / width - 0.5) + float(np.sin(angle)) * (ys / height - 0.5)
+        return image + np.float32(strength) * ramp
     if kind < 0.85:
         for cell in (2, 6, 16):
             small = rng.normal(0, rng.uniform(0, 14), (max(2, height // cell), max(2, width // cell)))
@@ -40,7 +42,7 @@ def _levels(rng: np.random.Generator) -> tuple[float, float]:
     """Grey levels of paper and ink; signs are about as often light on dark as dark on light."""
     while True:
         back, ink = rng.uniform(10, 250, 2)
-        if abs(back - ink) >= MIN_CONTRAST + (90 if rng.random() < 0.8 else 15):
+        if abs(back - ink) >= MIN_CONTRAST + (90 if rng.random() < 0.65 else 0):
             return float(back), float(ink)
 
 
@@ -65,8 +67,9 @@ def compose(rng: np.random.Generator, mask: np.ndarray, neighbours: np.ndarray |
     if effect < 0.14:
         reach = max(1, round(height * rng.uniform(0.02, 0.07)))
         kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
-        outline = float(np.clip(ink + rng.choice((-1, 1)) * rng.uniform(50, 200), 0, 255))
-        image += cv2.dilate(alpha, kernel) * (outline - image)
+        # Away from the ink towards the side that has room, so that the letters stay apart from their rim.
+        outline = ink + (1 if ink < 128 else -1) * rng.uniform(50, 200)
+        image += cv2.dilate(alpha, kernel) * (float(np.clip(outline, 0, 255)) - image)
     elif effect < 0.28:
         reach = height * 0.1
         move = np.array([[1, 0, rng.uniform(-reach, reach)], [0, 1, rng.uniform(0, reach)]], np.float32)
@@ -105,6 +108,43 @@ def bend(rng: np.random.Generator, mask: np.ndarray, amplitude: float) -> np.nda
     map_y = np.arange(height, dtype=np.float32)[:, None] + curve[None]
     map_x = np.broadcast_to(np.arange(width, dtype=np.float32)[None], map_y.shape)
     return cv2.remap(mask, np.ascontiguousarray(map_x), map_y, cv2.INTER_LINEAR)
+
+
+def repaint(rng: np.random.Generator, mask: np.ndarray, size: float) -> np.ndarray:
+    """Redraws the strokes as a painter or a router would: corners rounded, weight changed.
+
+    Stands in for the many sign faces that no font package has; the scripts with few fonts need it most.
+
+    Args:
+        rng: Source of randomness.
+        mask: Coverage, uint8 `[H, W]`, with some margin.
+        size: Size of the type in pixels.
+
+    Returns:
+        Coverage, uint8 `[H, W]`; the mask itself where too much of the ink would go, or holes would close.
+    """
+    soft = cv2.GaussianBlur(mask, (0, 0), size * rng.uniform(0.015, 0.05)).astype(np.float32)
+    painted = np.clip((soft - 255 * rng.uniform(0.25, 0.6)) * 4 + 128, 0, 255).astype(np.uint8)
+    ratio = painted.sum() / max(1, mask.sum())
+    return painted if 0.7 < ratio < 1.5 else mask
+
+
+def ripple(rng: np.random.Generator, mask: np.ndarray, size: float) -> np.ndarray:
+    """Moves every part of the letters a little, smoothly: lettering by hand (elastic distortion, Simard et al., 2003).
+
+    Args:
+        rng: Source of randomness.
+        mask: Coverage, uint8 `[H, W]`.
+        size: Size of the type in pixels; distortions are a few hundredths of it.
+    """
+    height, width = mask.shape
+    cell = size * rng.uniform(0.3, 0.8)
+    cells = (2, max(2, int(height / cell)), max(2, int(width / cell)))
+    moves = rng.normal(0, size * rng.uniform(0.01, 0.04), cells).astype(np.float32)
+    move_x, move_y = (cv2.resize(move, (width, height), interpolation=cv2.INTER_CUBIC) for move in moves)
+    map_x = np.arange(width, dtype=np.float32)[None] + move_x
+    map_y = np.arange(height, dtype=np.float32)[:, None] + move_y
+    return cv2.remap(mask, map_x, map_y, cv2.INTER_LINEAR)
 
 
 def degrade(rng: np.random.Generator, image: np.ndarray, severity: float) -> np.ndarray:
@@ -170,8 +210,8 @@ def degrade(rng: np.random.Generator, image: np.ndarray, severity: float) -> np.
     return pixels
 
 
-def contrast(image: np.ndarray, mask: np.ndarray) -> float:
-    """Grey-level difference between what lies under the ink and around it, in units of 0 to 255.
+def legible(image: np.ndarray, mask: np.ndarray) -> bool:
+    """Whether the ink can still be told from what lies around it: by grey level, and by more than noise and texture.
 
     Args:
         image: The finished image, uint8 `[h, w]`.
@@ -179,5 +219,8 @@ def contrast(image: np.ndarray, mask: np.ndarray) -> float:
     """
     ink = cv2.resize(mask, image.shape[::-1], interpolation=cv2.INTER_AREA) > 127
     if not ink.any() or ink.all():
-        return 0.0
-    return float(abs(np.median(image[ink].astype(np.float32)) - np.median(image[~ink].astype(np.float32))))
+        return False
+    letters, paper = image[ink].astype(np.float32), image[~ink].astype(np.float32)
+    contrast = abs(letters.mean() - paper.mean())
+    spread = np.sqrt((letters.var() + paper.var()) / 2)
+    return bool(contrast >= MIN_CONTRAST * 0.4 and contrast >= MIN_SEPARATION * spread)

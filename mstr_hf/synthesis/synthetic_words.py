@@ -11,7 +11,7 @@ import numpy as np
 
 from mstr_hf.models.text import visual_order
 
-from .augmentation import MIN_CONTRAST, bend, compose, contrast, degrade, random_homography
+from .augmentation import bend, compose, degrade, legible, random_homography, repaint, ripple
 from .fonts import Face, FontIndex, covers, hb_font
 from .rendering import FontStyle, Ink, random_style, render_line
 from .words import WordSource
@@ -126,9 +126,9 @@ class WordSynthesiser:
         if ink.mask.shape[1] > 1400 or ink.mask.shape[0] > 160 or min(ink.mask.shape) < 3:
             return None
         severity = self.severity * rng.betavariate(1.2, 2.4)
-        mask, neighbours, centres = self._layout(rng, noise, lang, face, style, ink, severity)
+        mask, neighbours, centres = self._layout(rng, noise, lang, face, style, ink, size, severity)
         image = degrade(noise, compose(noise, mask, neighbours), severity)
-        if contrast(image, mask) < MIN_CONTRAST * 0.6:
+        if not legible(image, mask):
             return None
         return SyntheticWord(image, ink.text, lang, face.family, centres)
 
@@ -140,6 +140,7 @@ class WordSynthesiser:
         face: Face,
         style: FontStyle,
         ink: Ink,
+        size: float,
         severity: float,
     ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
         """Places the ink in its crop: geometry, margins and neighbouring text."""
@@ -149,6 +150,10 @@ class WordSynthesiser:
         border = int(0.6 * line) + 4
         canvas = cv2.copyMakeBorder(ink.mask, border, border, border, border, cv2.BORDER_CONSTANT)
         columns = None if ink.spans is None else ink.spans.mean(1)[visual_order(ink.text)] + border
+        if rng.random() < 0.25:
+            canvas = repaint(noise, canvas, size)
+        if rng.random() < 0.2:
+            canvas = ripple(noise, canvas, size)
         if rng.random() < 0.12 and width > 1.5 * height:
             canvas = bend(noise, canvas, rng.uniform(-0.35, 0.35) * height)
         matrix = random_homography(noise, canvas.shape[0], canvas.shape[1], 0.4 + severity)
@@ -163,9 +168,9 @@ class WordSynthesiser:
         tall = bottom - top
         loose = rng.random() < 0.25
         margins = [int(tall * (rng.uniform(-0.04, 0.12) if not loose else rng.uniform(0.05, 0.4))) for _ in range(4)]
-        if tall < 0.45 * canvas.shape[0] and rng.random() < 0.7:  # low letters and lone marks keep their line
-            margins[0] += int(rng.uniform(0, 0.4) * tall)
-            margins[1] += int(rng.uniform(0, 0.3) * tall)
+        if tall < 0.6 * size and rng.random() < 0.7:  # low letters and lone marks keep their line
+            margins[0] += int(rng.uniform(0, 0.6) * (size - tall))
+            margins[1] += int(rng.uniform(0, 0.4) * (size - tall))
         top, bottom = top - margins[0], bottom + margins[1]
         left, right = left - margins[2], right + margins[3]
         crop = _window(canvas, top, bottom, left, right)

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from mstr_hf.charsets import load_charsets
-from mstr_hf.models.image_processing_mstr import resized_width
+from mstr_hf.models.image_processing_mstr import resize, resized_width
 from mstr_hf.models.modeling_refiner import RefinerModel
 from mstr_hf.models.modeling_spotter import IGNORED, SpotterModel
 from mstr_hf.models.prototype_bank import PrototypeBank
@@ -103,7 +103,7 @@ class WordBatches(IterableDataset):
         # Each chunk owns twice the indices it needs, so that words left out do not shift the next chunk's.
         for index in range(number * size * 2, (number + 1) * size * 2):
             word = self.words.word(self.seed, index)
-            pixels = resize(word.image)
+            pixels = model_pixels(word.image)
             if pixels.shape[1] <= MAX_WIDTH and readable(word.text, pixels.shape[1]):
                 words.append((pixels, word))
             if len(words) == size:
@@ -135,10 +135,10 @@ def word_batches(
         skip = 0
 
 
-def resize(image: np.ndarray) -> np.ndarray:
-    """uint8 `[H, W]` to the models' height and a width that keeps the ratio, as the image processor does it."""
+def model_pixels(image: np.ndarray) -> np.ndarray:
+    """uint8 `[H, W]` to what the models see: their height, a width that keeps the ratio, the contrast stretched."""
     width = resized_width(image.shape[1], image.shape[0])
-    return np.asarray(Image.fromarray(image).resize((width, HEIGHT), Image.Resampling.BICUBIC, reducing_gap=3.0))
+    return np.asarray(resize(Image.fromarray(image), width, HEIGHT))
 
 
 def readable(text: str, width: int) -> bool:
@@ -233,7 +233,7 @@ def refined_accuracy(model: RefinerModel, words: Sequence[SyntheticWord], vocabu
 def _accuracy(
     read: Callable[[Batch], list[str]], words: Sequence[SyntheticWord], vocabulary: Vocabulary
 ) -> dict[str, float]:
-    items = sorted(((resize(word.image), word) for word in words), key=lambda item: item[0].shape[1])
+    items = sorted(((model_pixels(word.image), word) for word in words), key=lambda item: item[0].shape[1])
     hits: dict[str, list[bool]] = {}
     for start in range(0, len(items), 32):
         part = items[start : start + 32]

@@ -286,11 +286,26 @@ def test_output_of_one_image():
 
 
 def test_values():
-    levels = np.arange(256, dtype=np.uint8).reshape(32, 8)  # needs no resizing
+    # Needs no resizing; the ends are held by more pixels than may be cut off when contrast is stretched.
+    levels = np.arange(256).clip(4, 251).reshape(32, 8)
+    levels = np.rint((levels - 4) * (255 / 247)).astype(np.uint8)
     output = PROCESSOR(levels)
     np.testing.assert_allclose(output["pixel_values"][0, 0, :, :8], (levels / 255 - 0.5) / 0.5, atol=1e-6)
     assert not output["pixel_values"][..., 8:].any()
     np.testing.assert_array_equal(output["pixel_mask"], [[True] * 8 + [False] * 24])
+
+
+def test_contrast_is_stretched_to_the_full_range():
+    fresh = np.full((32, 96), 230, np.uint8)
+    fresh[8:24, 20:70] = 20
+    faded = np.where(fresh > 128, 140, 120).astype(np.uint8)
+    values = PROCESSOR([fresh, faded])["pixel_values"]
+    np.testing.assert_array_equal(values[0], values[1])
+    assert values[0].min() == -1 and values[0].max() == 1
+    faded[0, :10] = 255  # a glint of ten pixels in three thousand does not undo it
+    assert (PROCESSOR(faded)["pixel_values"][0, 0, 8:24, 20:70] < -0.9).all()
+    flat = PROCESSOR(np.full((32, 96), 90, np.uint8))["pixel_values"]
+    np.testing.assert_allclose(flat, 90 / 127.5 - 1, atol=1e-6)
 
 
 def test_resizing_averages_what_it_shrinks():

@@ -2,7 +2,16 @@ import cv2
 import numpy as np
 import pytest
 
-from mstr_hf.synthesis.augmentation import bend, compose, contrast, degrade, paper, random_homography
+from mstr_hf.synthesis.augmentation import (
+    bend,
+    compose,
+    degrade,
+    legible,
+    paper,
+    random_homography,
+    repaint,
+    ripple,
+)
 
 HEIGHT, WIDTH = 48, 160
 
@@ -48,8 +57,9 @@ def test_arguments_are_left_alone(mask):
 
 def test_words_can_be_seen(mask):
     images = [compose(np.random.default_rng(seed), mask) for seed in range(150)]
-    clean = [contrast(np.clip(image, 0, 255).astype(np.uint8), mask) for image in images]
-    assert np.median(clean) > 80 and np.mean(np.array(clean) > 28) > 0.9
+    assert np.mean([legible(np.clip(image, 0, 255).astype(np.uint8), mask) for image in images]) > 0.9
+    gaps = [abs(float(image[mask > 127].mean() - image[mask == 0].mean())) for image in images]
+    assert np.median(gaps) > 60
     # dark on light and light on dark are about as frequent
     darker = [image[mask > 127].mean() < image[mask == 0].mean() for image in images]
     assert 0.3 < np.mean(darker) < 0.7
@@ -87,14 +97,43 @@ def test_damage_grows_with_severity(mask):
     assert 0 < slight < 0.7 * middle < 0.9 * heavy < 60
 
 
-def test_contrast():
+def test_legible_means_ink_apart_from_paper_and_from_noise():
     mask = np.zeros((20, 40), np.uint8)
     mask[5:15, 10:30] = 255
     image = np.where(mask > 0, 30, 190).astype(np.uint8)
-    assert contrast(image, mask) == contrast(255 - image, mask) == 160
-    assert contrast(cv2.resize(image, (20, 10), interpolation=cv2.INTER_AREA), mask) == 160
-    assert contrast(np.full_like(image, 90), mask) == 0
-    assert contrast(image, np.zeros_like(mask)) == contrast(image, np.full_like(mask, 255)) == 0
+    assert legible(image, mask) and legible(255 - image, mask)
+    assert legible(cv2.resize(image, (20, 10), interpolation=cv2.INTER_AREA), mask)
+    faded = np.where(mask > 0, 110, 128).astype(np.uint8)
+    assert legible(faded, mask)
+    noise = np.random.default_rng(0).normal(0, 60, image.shape)
+    assert not legible(np.clip(faded + noise, 0, 255).astype(np.uint8), mask)
+    assert legible(np.clip(image + noise, 0, 255).astype(np.uint8), mask)
+    assert not legible(np.full_like(image, 90), mask)
+    assert not legible(image, np.zeros_like(mask)) and not legible(image, np.full_like(mask, 255))
+
+
+def test_repainting_changes_weight_and_corners_within_bounds(mask):
+    drawn = [repaint(np.random.default_rng(seed), mask, 30.0) for seed in range(60)]
+    ratios = [painted.sum() / mask.sum() for painted in drawn]
+    assert all(painted.shape == mask.shape and painted.dtype == np.uint8 for painted in drawn)
+    assert min(ratios) > 0.7 and max(ratios) < 1.5
+    assert min(ratios) < 0.95 and max(ratios) > 1.1
+    assert all(np.corrcoef(painted.ravel(), mask.ravel())[0, 1] > 0.75 for painted in drawn)
+    # a hairline that the brush would lose stays as it is
+    line = np.zeros_like(mask)
+    line[20, 20:140] = 255
+    assert all(repaint(np.random.default_rng(seed), line, 40.0).any() for seed in range(30))
+
+
+def test_rippling_moves_ink_a_little(mask):
+    for seed in range(20):
+        moved = ripple(np.random.default_rng(seed), mask, 30.0)
+        assert moved.shape == mask.shape and moved.dtype == np.uint8
+        assert 0.85 < moved.sum() / mask.sum() < 1.15
+        assert not np.array_equal(moved, mask)
+        # no ink farther than a few strokes from where ink was
+        near = cv2.dilate(mask, np.ones((9, 9), np.uint8))
+        assert moved[near == 0].sum() < 0.01 * moved.sum()
 
 
 def test_homographies_are_small_and_about_the_centre():

@@ -97,19 +97,18 @@ def test_centres_follow_the_ink_through_all_geometry(fonts, sources):
 
 def test_damage_that_hides_the_word_costs_another_draw(words, monkeypatch):
     visible = words.word(7, 0)
-    contrasts = iter([3.0, 12.0])
-    contrast = synthetic_words.contrast
+    refusals = iter([False, False])
+    legible = synthetic_words.legible
     seen = []
 
-    def measured(image, mask) -> float:
+    def judged(image, mask) -> bool:
         seen.append(image)
-        return next(contrasts, None) or contrast(image, mask)
+        return next(refusals, True) and legible(image, mask)
 
-    monkeypatch.setattr(synthetic_words, "contrast", measured)
+    monkeypatch.setattr(synthetic_words, "legible", judged)
     again = words.word(7, 0)
     assert len(seen) >= 3 and not np.array_equal(again.image, visible.image)
     assert np.array_equal(again.image, seen[-1])
-    assert contrast(again.image, np.zeros_like(again.image)) == 0
 
 
 def test_a_text_that_no_face_draws_is_an_error(words):

@@ -20,9 +20,9 @@ from mstr_hf.training.words import (
     WordBatches,
     collate,
     frame_labels,
+    model_pixels,
     readable,
     reading_accuracy,
-    resize,
     word_batches,
     word_synthesisers,
 )
@@ -137,7 +137,7 @@ def test_resizing_is_the_image_processors():
     processor = MSTRImageProcessor()
     for shape in ((32, 32), (20, 90), (77, 300), (120, 31), (9, 33), (60, 1000), (32, 640)):
         image = np.random.default_rng(shape[1]).integers(0, 256, shape, np.uint8)
-        resized = resize(image)
+        resized = model_pixels(image)
         expected = processor([image], return_tensors="pt")
         width = int(expected["pixel_mask"].sum())
         assert resized.shape == (32, width)
