@@ -191,8 +191,8 @@ def degrade(rng: np.random.Generator, image: np.ndarray, severity: float) -> np.
         factor = min(1.0, target / height)
         small = (max(4, round(width * factor)), max(4, round(height * factor)))
         image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
-    if happens(0.4):  # sensor noise, alone or in blotches
-        noise = rng.normal(0, rng.uniform(2, 5 + 18 * severity), image.shape).astype(np.float32)
+    if happens(0.3):  # sensor noise, alone or in blotches
+        noise = rng.normal(0, rng.uniform(1, 3 + 14 * severity), image.shape).astype(np.float32)
         if rng.random() < 0.3:
             noise = cv2.GaussianBlur(noise, (0, 0), 0.8) * 1.6
         image = image + noise

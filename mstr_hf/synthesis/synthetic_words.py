@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import random
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +21,11 @@ from .words import WordSource
 
 # Letters of these scripts touch their neighbours, so extra spacing would tear them apart.
 CONNECTED_LANGUAGES = frozenset({"hi", "mr", "bn", "as", "pa", "ar", "ur", "fa"})
+# Arabic words are widened by longer strokes between joined letters: drawn as this character, not part of the word.
+KASHIDA = "\u0640"
+KASHIDA_LANGUAGES = frozenset({"ar", "fa"})
+# Letters that do not join the next one.
+FINAL_LETTERS = frozenset("ءآأؤإاةدذرزوىژ")
 
 
 @dataclass(frozen=True)
@@ -119,9 +127,13 @@ class WordSynthesiser:
     ) -> SyntheticWord | None:
         size = rng.uniform(26, 46)
         style = random_style(rng, face.axes, lang in CONNECTED_LANGUAGES)
+        if lang in KASHIDA_LANGUAGES and rng.random() < 0.15:
+            text = _with_kashidas(rng, text)
         try:
-            ink = render_line(hb_font(face), text, size, style, self.joiners)
+            ink = _without_kashidas(render_line(hb_font(face), text, size, style, self.joiners))
         except ValueError:
+            return None
+        if not ink.text:
             return None
         if ink.mask.shape[1] > 1400 or ink.mask.shape[0] > 160 or min(ink.mask.shape) < 3:
             return None
@@ -167,7 +179,7 @@ class WordSynthesiser:
         top, bottom, left, right = rows[0], rows[-1] + 1, cols[0], cols[-1] + 1
         tall = bottom - top
         loose = rng.random() < 0.25
-        margins = [int(tall * (rng.uniform(-0.04, 0.12) if not loose else rng.uniform(0.05, 0.4))) for _ in range(4)]
+        margins = [int(tall * (rng.uniform(-0.03, 0.15) if not loose else rng.uniform(0.05, 0.4))) for _ in range(4)]
         if tall < 0.6 * size and rng.random() < 0.7:  # low letters and lone marks keep their line
             margins[0] += int(rng.uniform(0, 0.6) * (size - tall))
             margins[1] += int(rng.uniform(0, 0.4) * (size - tall))
@@ -206,6 +218,27 @@ class WordSynthesiser:
         part = _window(other, -y, height - y, -x, width - x)
         layer[:] = part
         return layer
+
+
+def _with_kashidas(rng: random.Random, text: str) -> str:
+    """Widens one or two joints of an Arabic word."""
+    joints = [
+        place
+        for place, (letter, following) in enumerate(itertools.pairwise(text), 1)
+        if letter not in FINAL_LETTERS and all(unicodedata.bidirectional(c) == "AL" for c in letter + following)
+    ]
+    for place in sorted(rng.sample(joints, min(len(joints), rng.randint(1, 2))), reverse=True):
+        text = text[:place] + KASHIDA * rng.randint(1, 4) + text[place:]
+    return text
+
+
+def _without_kashidas(ink: Ink) -> Ink:
+    """Takes kashidas out of the label, which has the word as one would type it."""
+    kept = [place for place, character in enumerate(ink.text) if character != KASHIDA]
+    if len(kept) == len(ink.text):
+        return ink
+    spans = None if ink.spans is None else ink.spans[kept]
+    return dataclasses.replace(ink, text="".join(ink.text[place] for place in kept), spans=spans)
 
 
 def _window(image: np.ndarray, top: int, bottom: int, left: int, right: int) -> np.ndarray:

@@ -1,4 +1,5 @@
 import itertools
+import random
 
 import numpy as np
 import pytest
@@ -7,7 +8,9 @@ from PIL import Image
 from mstr_hf.charsets import load_charset, load_charsets
 from mstr_hf.models.text import normalise, visual_order
 from mstr_hf.synthesis import synthetic_words
-from mstr_hf.synthesis.synthetic_words import WordSynthesiser
+from mstr_hf.synthesis.fonts import hb_font
+from mstr_hf.synthesis.rendering import render_line
+from mstr_hf.synthesis.synthetic_words import KASHIDA, WordSynthesiser, _with_kashidas, _without_kashidas
 from mstr_hf.synthesis.words import WordsError, load_words
 from mstr_hf.vocabulary import build_vocabulary
 
@@ -109,6 +112,30 @@ def test_damage_that_hides_the_word_costs_another_draw(words, monkeypatch):
     again = words.word(7, 0)
     assert len(seen) >= 3 and not np.array_equal(again.image, visible.image)
     assert np.array_equal(again.image, seen[-1])
+
+
+def test_kashidas_are_drawn_and_not_read(fonts):
+    font = hb_font(fonts.faces("ar")[0])
+    plain, wide = (render_line(font, text, 40.0) for text in ("مجتمع", "مجتمـــع"))
+    stripped = _without_kashidas(wide)
+    assert stripped.text == "مجتمع" and len(stripped.spans) == 5
+    assert stripped.mask.shape[1] > plain.mask.shape[1]
+    assert _without_kashidas(plain) is plain
+    # the last letter stands where it is drawn, left of the stroke
+    assert abs(stripped.spans[4].mean() - plain.spans[4].mean()) < 3
+    assert stripped.spans[3].mean() > plain.spans[3].mean() + 5
+
+    # only letters that join can be widened
+    rng = random.Random(0)
+    assert all(_with_kashidas(rng, "دور") == "دور" for _ in range(20))
+    assert all(_with_kashidas(rng, "باب").startswith("بـ") for _ in range(20))
+
+
+def test_kashidas_never_reach_a_label(fonts, sources):
+    words = WordSynthesiser(fonts, {"ar": sources["ar"]}, joiners=JOINERS)
+    assert not any(KASHIDA in words.word(3, index).text for index in range(300))
+    with pytest.raises(ValueError, match="no face draws"):
+        words.draw(0, KASHIDA, "ar")
 
 
 def test_a_text_that_no_face_draws_is_an_error(words):
