@@ -301,7 +301,7 @@ def _write_shards(parts: Sequence[Part], shards: Sequence[_Shard], num_proc: int
             futures = [pool.submit(_write_shard_in_worker, shard) for shard in missing]
             stack.callback(pool.shutdown, cancel_futures=True)
         progress = stack.enter_context(
-            tqdm(total=total, initial=done, unit="record", disable=not sys.stderr.isatty())
+            tqdm(total=total, initial=done, unit="record", disable=None)
         )
         if num_proc > 1:
             try:
@@ -341,7 +341,7 @@ def _write_shard(shard: _Shard, source: Source) -> int:
         with (
             pa.OSFile(str(partial), "wb") as file,
             pa.ipc.new_stream(file, SCHEMA) as stream,
-            partial_rejects.open("w", encoding="utf-8") as rejects,
+            partial_rejects.open("w", encoding="utf-8", errors="backslashreplace") as rejects,
         ):
             rows: list[Row] = []
             size = 0

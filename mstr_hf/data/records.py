@@ -35,17 +35,23 @@ def check_record(
     if len(label) > MAX_LABEL_LENGTH:
         detail = f"label {text!r}: {len(label)} code points after normalisation, at most {MAX_LABEL_LENGTH}"
         return Reject(id, "label too long", detail)
+    if defect := image_defect(image):
+        return Reject(id, *defect)
+    return Row(id, image, text, label, lang, dataset)
+
+
+def image_defect(image: bytes) -> tuple[str, str] | None:
+    """Returns why the image processor would refuse the bytes of an image file: reason and detail; None if not."""
     try:
         with Image.open(io.BytesIO(image)) as picture:
             width, height = picture.size
-            # JPEG: every coefficient is read as in a full decoding, but an eighth of the pixels is made of them.
+            # JPEG: every coefficient is read as in a full decoding, but only one pixel in 64 is made of them.
             picture.draft("L", (1, 1))
             picture.load()
     except UnidentifiedImageError:
-        return Reject(id, "undecodable image", "not in an image format")
+        return "undecodable image", "not in an image format"
     except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over.
-        return Reject(id, "undecodable image", " ".join(str(error).split()) or type(error).__name__)
+        return "undecodable image", " ".join(str(error).split()) or type(error).__name__
     if width > MAX_RATIO * height:
-        detail = f"{width}x{height} is more than {MAX_RATIO} times as wide as high"
-        return Reject(id, "image too wide", detail)
-    return Row(id, image, text, label, lang, dataset)
+        return "image too wide", f"{width}x{height} is more than {MAX_RATIO} times as wide as high"
+    return None
