@@ -1,4 +1,4 @@
-"""The command line: `mstr read` and `mstr install-checkpoint`."""
+"""The command line: `mstr read`, `mstr convert` and `mstr install-checkpoint`."""
 
 import argparse
 import glob
@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -27,6 +28,18 @@ _WINDOW = 16  # batches that are sorted by width together; their readings come o
 Reading: TypeAlias = dict[str, Any]
 
 _EXIT_CODES = "exit codes: 0 all done, 1 some inputs failed (named on stderr), 2 nothing could be done"
+
+
+_FORMS = {
+    "lmdb": "LMDB, or tree of LANG/train_lmdb and LANG/val_lmdb, to Arrow shards",
+    "arrow": "Arrow shards to a tree of LMDBs",
+    "manifest": "manifest to Arrow shards",
+    "gt": "text file of paths and words, with tabs or commas, to a manifest with images",
+    "labels": "folder with labels.json to a manifest with images",
+    "icdar": "photographs with quadrilaterals of ICDAR 2015 to a manifest with cropped words",
+    "mlt": "photographs of ICDAR MLT 2017 or 2019 to a manifest with cropped words",
+    "dataset": "data set of the Hub, or on disk, to a manifest with images",
+}
 
 
 class CommandError(Exception):
@@ -76,6 +89,33 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch-size", type=_at_least(1), default=32, metavar="N", help="images at a time (default: 32)")
     read.set_defaults(run=_read)
 
+    convert = commands.add_parser(
+        "convert",
+        help="convert data: LMDBs, Arrow shards, manifests, published collections",
+        description="Convert data; FORM is the form of the source. What is left out is named in rejects.jsonl.",
+        epilog=_EXIT_CODES,
+    )
+    forms = convert.add_subparsers(required=True, metavar="FORM", dest="form")
+    for form, summary in _FORMS.items():
+        parser_of_form = forms.add_parser(form, help=summary, description=f"Convert {summary}.")
+        add = parser_of_form.add_argument
+        add("source", metavar="SOURCE")
+        add("output", metavar="OUTPUT", help="the new folder")
+        if form in ("lmdb", "gt", "labels", "icdar", "dataset"):
+            of = {"lmdb": "a single LMDB", "dataset": "all rows (default: the column lang)"}.get(form, "all words")
+            add("--lang", required=form in ("gt", "labels", "icdar"), help=f"language of {of}, such as bn")
+        if form not in ("arrow", "manifest"):
+            add("--dataset", metavar="NAME", help="name of the collection (default: that of the source)")
+        if form in ("manifest", "dataset"):
+            add("--split", default="test", help="name of the split (default: test)")
+        if form == "dataset":
+            add("--configuration", metavar="NAME", help="of a repository that has several")
+            add("--image-column", metavar="NAME", default="image", help="default: image")
+            add("--text-column", metavar="NAME", default="text", help="default: text")
+        if form in ("lmdb", "manifest"):
+            add("--processes", type=_at_least(1), dest="num_proc", metavar="N", help="default: one a core")
+    convert.set_defaults(run=_convert)
+
     install = commands.add_parser(
         "install-checkpoint",
         help="make the bundled checkpoint load by its Hub name",
@@ -102,6 +142,38 @@ def _languages(text: str) -> list[str]:
     if not all(languages):
         raise argparse.ArgumentTypeError(f"{text!r}: give language codes with commas between, such as hi,en")
     return languages
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from mstr_hf.data import evaluation_sets, lmdb, manifest
+    from mstr_hf.data.arrow import Totals
+
+    options = {key: value for key, value in vars(arguments).items() if key not in ("run", "form")}
+    converters: dict[str, Callable[..., Any]] = {
+        "lmdb": lmdb.convert_lmdb,
+        "arrow": lmdb.convert_arrow,
+        "manifest": manifest.convert_manifest,
+        "gt": evaluation_sets.import_gt,
+        "labels": evaluation_sets.import_labels,
+        "icdar": evaluation_sets.import_icdar,
+        "mlt": evaluation_sets.import_mlt,
+        "dataset": evaluation_sets.import_dataset,
+    }
+    try:
+        result = converters[arguments.form](**options)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise CommandError(_first_line(error)) from error
+    totals = result if isinstance(result, dict) else {arguments.output: result}
+    for name, total in totals.items():
+        print(f"{name}: {total if isinstance(total, Totals) else f'{total} records'}")
+    rejects: Counter[str] = Counter()
+    for total in totals.values():
+        if isinstance(total, Totals):
+            rejects += total.rejects
+    if rejects:
+        print(f"{rejects.total()} rejects: {Path(arguments.output) / 'rejects.jsonl'}", file=sys.stderr)
+    rejects.pop(evaluation_sets.ILLEGIBLE, None)
+    return 1 if rejects else 0
 
 
 def _install_checkpoint(arguments: argparse.Namespace) -> int:

@@ -1,11 +1,17 @@
-"""Evaluation manifests: which images to read and what stands on them."""
+"""Evaluation manifests: which images to read and what stands on them; to Arrow shards."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
+
+from mstr_hf.charsets import available_languages, load_charsets
+from mstr_hf.data.arrow import Part, Reject, Row, Totals, write_dataset
+from mstr_hf.data.records import check_record
+from mstr_hf.vocabulary import Vocabulary, build_vocabulary
 
 REQUIRED = ("id", "path_rel", "filename", "gt_text", "lang", "dataset")
 
@@ -109,3 +115,58 @@ def _record(entry: Any, folder: Path, where: str) -> Record:
     if not image.is_file():
         raise ValueError(f"{where}: field 'path_rel': no file {image}; correct the path or add the image")
     return Record(entry["id"], image, entry["gt_text"], entry["lang"], entry["dataset"], photo)
+
+
+def convert_manifest(
+    source: str | PathLike[str],
+    output: str | PathLike[str],
+    split: str = "test",
+    num_proc: int | None = None,
+) -> dict[str, Totals]:
+    """Converts a manifest to Arrow shards (`mstr_hf.data.arrow`), images byte for byte.
+
+    Args:
+        source: The manifest.
+        output: Folder of the data set.
+        split: Name of its split.
+        num_proc: Number of processes, as in `write_dataset`.
+
+    Returns:
+        Totals by part, such as `"test/hi"`.
+
+    Raises:
+        ValueError: If the manifest is refused by `read_manifest` or the output by `write_dataset`.
+        OSError: If the manifest cannot be read.
+        RuntimeError: If a process was killed.
+    """
+    vocabulary = build_vocabulary(load_charsets(available_languages()))
+    records: dict[str, list[Record]] = {}
+    for record in read_manifest(source):
+        records.setdefault(record.lang, []).append(record)
+    parts = [
+        Part(split, lang, len(listed), ManifestRecords(tuple(listed), vocabulary))
+        for lang, listed in sorted(records.items())
+    ]
+    digest = hashlib.sha256(Path(source).read_bytes()).hexdigest()
+    return write_dataset(output, parts, {"charsets": vocabulary.digest, "manifest": digest}, num_proc)
+
+
+@dataclass(frozen=True)
+class ManifestRecords:
+    """Records of a manifest, as a source of `write_dataset`.
+
+    Attributes:
+        records: The records.
+        vocabulary: The characters that labels may have.
+    """
+
+    records: tuple[Record, ...]
+    vocabulary: Vocabulary
+
+    def __call__(self, start: int, stop: int) -> Iterator[Row | Reject]:
+        """Reads records `start` to `stop`, counted from 0."""
+        for record in self.records[start:stop]:
+            image = record.path.read_bytes()
+            yield check_record(
+                record.id, image, record.text, record.lang, record.dataset, self.vocabulary
+            )

@@ -1,9 +1,12 @@
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 
-from mstr_hf.data.manifest import Record, read_manifest
+from mstr_hf.data.manifest import Record, convert_manifest, read_manifest
+
+from .conftest import encode
 
 ENTRY = {
     "id": "a1",
@@ -105,3 +108,32 @@ def test_an_unreadable_encoding_is_refused(folder: Path) -> None:
     (folder / "words.jsonl").write_bytes(b'{"id": "\xff"}')
     with pytest.raises(ValueError, match=r"words\.jsonl: not UTF-8 at byte 8; save it as UTF-8"):
         read_manifest(folder / "words.jsonl")
+
+
+def test_a_manifest_becomes_arrow_shards(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    (folder / "images").mkdir(parents=True)
+    for name in "ab":
+        (folder / f"images/{name}.png").write_bytes(encode(format="PNG"))
+    entries = [ENTRY, ENTRY | {"id": "b1", "path_rel": "images/b.png", "lang": "ml", "gt_text": "ക"}]
+    manifest = write(folder, json.dumps(entries))
+    totals = convert_manifest(manifest, tmp_path / "output")
+    assert [str(total) for total in totals.values()] == [
+        "1 records = 1 rows + 0 rejects",
+        "1 records = 0 rows + 1 rejects (1 characters outside the charsets)",
+    ]
+    rows = datasets.load_from_disk(tmp_path / "output")["test"].cast_column("image", datasets.Image(decode=False))
+    assert list(rows) == [
+        {
+            "id": "a1",
+            "image": {"bytes": encode(format="PNG"), "path": None},
+            "text": "नमस्ते",
+            "label": "नमस्ते",
+            "lang": "hi",
+            "dataset": "signs",
+        }
+    ]
+    write(folder, json.dumps(entries[:1]))
+    with pytest.raises(ValueError, match="made with another manifest, parts"):
+        convert_manifest(manifest, tmp_path / "output")
+    assert list(convert_manifest(manifest, tmp_path / "more", split="validation")) == ["validation/hi"]
