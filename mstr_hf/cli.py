@@ -1,4 +1,4 @@
-"""The command line: `mstr read`, `mstr convert` and `mstr install-checkpoint`."""
+"""The command line: `mstr read` and the other verbs that `mstr --help` lists."""
 
 import argparse
 import glob
@@ -116,6 +116,44 @@ def _parser() -> argparse.ArgumentParser:
             add("--processes", type=_at_least(1), dest="num_proc", metavar="N", help="default: one a core")
     convert.set_defaults(run=_convert)
 
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="score a model on word images whose text is known",
+        description="Read the images of manifests and write predictions.jsonl, metrics.json, report.md and "
+        "report.html. An evaluation that was stopped goes on when it is started again. Several processes: "
+        "accelerate launch -m mstr_hf.cli evaluate ...",
+        epilog=_EXIT_CODES,
+    )
+    add = evaluate.add_argument
+    add("manifests", nargs="+", type=Path, metavar="MANIFEST", help="JSON lines: id, path_rel, gt_text, lang, ...")
+    add("--output", type=Path, required=True, metavar="FOLDER", help="where to write; made if needed")
+    add("--model", metavar="NAME", help="folder or Hub repository (default: the bundled checkpoint)")
+    add(
+        "--peers",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="tesseract,rapidocr",
+        help="read the images with these too, or with MODULE:CLASS of yours",
+    )
+    add("--alternatives", type=_at_least(0), default=3, metavar="N", help="note the N next best readings (default: 3)")
+    add("--device", help="such as cpu or cuda:0 (default: a GPU if there is one)")
+    add("--batch-size", type=_at_least(1), default=32, metavar="N", help="images at a time (default: 32)")
+    evaluate.set_defaults(run=_evaluate)
+
+    explain = commands.add_parser(
+        "explain",
+        help="draw what a model looks at in one image",
+        description="Draw an image's reading as a picture: for each character where the model looks, and its best "
+        "hypotheses with their scores.",
+        epilog=_EXIT_CODES,
+    )
+    add = explain.add_argument
+    add("image", type=Path, metavar="IMAGE", help="image file")
+    add("--output", type=Path, required=True, metavar="FILE", help="picture to write, such as word.png")
+    add("--top-k", type=_at_least(1), default=5, metavar="K", help="hypotheses of each character (default: 5)")
+    add("--model", metavar="NAME", help="folder or Hub repository (default: the bundled checkpoint)")
+    explain.set_defaults(run=_explain)
+
     install = commands.add_parser(
         "install-checkpoint",
         help="make the bundled checkpoint load by its Hub name",
@@ -189,11 +227,57 @@ def _install_checkpoint(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _read(arguments: argparse.Namespace) -> int:
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from mstr_hf.evaluation.run import EvaluationError, distributed_state, evaluate
+
+    _speak_unicode()
+    state = distributed_state()
+    model, processor = _load_model(arguments.model, arguments.device or str(state.device))
+    try:
+        report = evaluate(
+            model,
+            processor,
+            arguments.model or "the bundled checkpoint",
+            arguments.manifests,
+            arguments.output,
+            arguments.peers,
+            arguments.alternatives,
+            arguments.batch_size,
+        )
+    except (EvaluationError, RuntimeError) as error:
+        raise CommandError(_first_line(error)) from error
+    if state.is_main_process:
+        print((arguments.output / "report.md").read_text(encoding="utf-8"))
+        for entry in report["unreadable"]:
+            print(entry["reason"], file=sys.stderr)
+        for line in report["missing_peers"]:
+            print(line, file=sys.stderr)
+        print(arguments.output / "report.html")
+    return 1 if report["unreadable"] else 0
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    from mstr_hf.evaluation.attention import explain
+
+    _speak_unicode()
+    model, processor = _load_model(arguments.model, "cpu")
+    try:
+        picture = explain(model, processor, arguments.image, arguments.top_k)
+        picture.save(arguments.output)
+    except (OSError, ValueError) as error:
+        raise CommandError(_first_line(error)) from error
+    return 0
+
+
+def _speak_unicode() -> None:
+    """Any script in any locale. A file name that is not UTF-8 is escaped as JSON escapes it."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # Any script in any locale. A file name that is not UTF-8 is escaped as JSON escapes it.
             stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
+
+
+def _read(arguments: argparse.Namespace) -> int:
+    _speak_unicode()
     paths = []
     failed = 0
     for argument in arguments.paths:
@@ -241,31 +325,34 @@ def _text_line(path: Path, reading: Reading) -> str:
     return "\t".join(fields + [alternative["text"] for alternative in reading["alternatives"]])
 
 
+def _load_model(name: str | None, device: str) -> tuple[Any, Any]:
+    """Loads a model that reads words, with its processor; the bundled one by default."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    name = name or str(cache.CHECKPOINT)
+    try:
+        model = AutoModel.from_pretrained(name).eval()
+        processor = AutoProcessor.from_pretrained(name)
+    except Exception as error:  # A damaged or foreign checkpoint makes the libraries stumble over anything.
+        raise CommandError(f"no model in {name}: {_first_line(error)}") from error
+    if not hasattr(model, "recognise"):
+        raise CommandError(f"{name} is a {type(model).__name__}: name a model that reads words")
+    try:
+        return model.to(device), processor
+    except (RuntimeError, AssertionError) as error:
+        raise CommandError(f"--device {device}: {_first_line(error)}") from error
+
+
 class _Reader:
     """A checkpoint, loaded to read files."""
 
     def __init__(self, name: str | None, device: str | None, languages: list[str] | None):
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        name = name or str(cache.CHECKPOINT)
-        try:
-            model = AutoModel.from_pretrained(name).eval()
-            processor = AutoProcessor.from_pretrained(name)
-        except (
-            Exception
-        ) as error:  # A damaged or foreign checkpoint makes the libraries stumble over anything.
-            raise CommandError(f"no model in {name}: {_first_line(error)}") from error
-        if not hasattr(model, "recognise"):
-            raise CommandError(f"{name} is a {type(model).__name__}: name a model that reads words")
-        known = model.get_bank().all_languages
+        self._model, self._processor = _load_model(
+            name, device or ("cuda" if torch.cuda.is_available() else "cpu")
+        )
+        known = self._model.get_bank().all_languages
         if unknown := [lang for lang in languages or () if lang not in known]:
             raise CommandError(f"--lang: unknown language {', '.join(unknown)}: use {', '.join(known)}")
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            self._model = model.to(device)
-        except (RuntimeError, AssertionError) as error:
-            raise CommandError(f"--device {device}: {_first_line(error)}") from error
-        self._processor = processor
         self._languages = languages
 
     def read(

@@ -1,4 +1,3 @@
-import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,15 +7,21 @@ from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
 from mstr_hf.evaluation.metrics import (
+    METRICS,
     Score,
+    calibration,
     crr,
     crr_per_word,
-    edit_distance,
+    fractions,
     graphemes,
+    measure,
+    ned,
+    one_minus_ned,
     script,
     script_accuracy,
     wrr,
     wrr_alphanumeric,
+    wrr_case_insensitive,
 )
 
 
@@ -34,24 +39,29 @@ def table_distance(first: Sequence, second: Sequence) -> int:
 
 # Few characters, so that repeats and near misses are frequent; longer than a machine word too.
 words = st.text("abকা", max_size=80)
+# Characters that neither join others nor are dropped.
+references = st.text("abকা", min_size=1, max_size=80)
 
 
-@given(words, words)
-def test_edit_distance_equals_the_table(first: str, second: str) -> None:
-    assert edit_distance(first, second) == table_distance(first, second)
+@given(words, references)
+def test_rates_equal_those_of_the_table(prediction: str, reference: str) -> None:
+    distance = table_distance(prediction, reference)
+    assert crr([prediction], [reference]).parts.tolist() == [len(reference) - distance]
+    assert crr_per_word([prediction], [reference]).value == pytest.approx(max(0, 1 - distance / len(reference)))
+    longer = max(len(prediction), len(reference))
+    assert ned([prediction], [reference]).value == pytest.approx(distance / longer)
+    assert one_minus_ned([prediction], [reference]).value == pytest.approx(1 - distance / longer)
 
 
-@given(st.lists(st.sampled_from(["क्षि", "क", "ta"])), st.lists(st.sampled_from(["क्षि", "क", "ta"])))
-def test_edit_distance_takes_any_sequence(first: list[str], second: list[str]) -> None:
-    assert edit_distance(first, second) == table_distance(first, second)
+@given(st.lists(st.sampled_from(["ক্ষি", "ক", "ta"])), st.lists(st.sampled_from(["ক্ষি", "ক", "ta"]), min_size=1))
+def test_clusters_are_compared_whole(prediction: list[str], reference: list[str]) -> None:
+    def clusters(texts: list[str]) -> list[str]:
+        return [cluster for text in texts for cluster in (list(text) if text == "ta" else [text])]
 
-
-def test_edit_distance_of_100k_pairs_is_quick() -> None:
-    pairs = [(f"photograph{index}", f"fotographs{index * 7}") for index in range(100_000)]
-    start = time.process_time()
-    for pair in pairs:
-        edit_distance(*pair)
-    assert time.process_time() - start < 4  # about 1 s on an idle core
+    score = crr(["".join(prediction)], ["".join(reference)], units=graphemes)
+    true = clusters(reference)
+    assert score.totals.tolist() == [len(true)]
+    assert score.parts.tolist() == [len(true) - table_distance(clusters(prediction), true)]
 
 
 # Language, prediction, reference, edit distance and length in code points after NFKD, the same in graphemes.
@@ -74,7 +84,6 @@ def test_rates_of_one_word(
     assert wrr([prediction], [reference]).value == (distance == 0)
     characters = crr([prediction], [reference])
     assert (characters.parts.tolist(), characters.totals.tolist()) == ([length - distance], [length])
-    pytest.importorskip("regex", reason="missing: regex")
     clusters = crr([prediction], [reference], units=graphemes)
     assert (clusters.parts.tolist(), clusters.totals.tolist()) == ([size - far], [size])
 
@@ -101,6 +110,11 @@ def test_joiners_count_unless_they_are_dropped() -> None:
     assert crr([prediction], [reference]).value == pytest.approx(2 / 3)
     for metric in (wrr, crr, crr_per_word):
         assert metric([prediction], [reference], keep="").value == 1
+
+
+def test_case_insensitive_rate_folds_case_and_keeps_punctuation() -> None:
+    score = wrr_case_insensitive(["STRASSE", "cafe", "no-1", "क"], ["Straße", "CAFÉ", "NO1", "क"])
+    assert score.parts.tolist() == [1, 0, 0, 1]
 
 
 def test_alphanumeric_rate_ignores_case_punctuation_and_accents() -> None:
@@ -182,5 +196,64 @@ def test_a_single_photograph_has_no_interval() -> None:
 
 
 def test_interval_needs_a_photograph_for_each_word() -> None:
-    with pytest.raises(ValueError, match="same length"):
+    with pytest.raises(ValueError, match="1 photographs for 2 words; give one for each, or None"):
         score([1, 0]).interval(["p"])
+
+
+def test_interval_of_many_photographs_is_drawn_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = np.tile([1.0, 0.0, 0.0], 20)
+    whole = score(parts).interval([None] * 60)
+    monkeypatch.setattr("mstr_hf.evaluation.metrics._CHUNK", 700)
+    pieces = score(parts).interval([None] * 60)
+    assert pieces == pytest.approx(whole, abs=0.05)
+    assert whole == pytest.approx((1 / 3 - 0.12, 1 / 3 + 0.12), abs=0.03)
+
+
+def test_calibration_by_hand() -> None:
+    # Bins of a quarter: 0.25 belongs to the first, 0.3 and 0.5 to the second, 0.9 and 1 to the last.
+    result = calibration([0.25, 0.0, 0.3, 0.5, 0.9, 1.0], [1, 0, 0, 1, 1, 1], num_bins=4)
+    assert result.bins.tolist() == [0, 0, 1, 1, 3, 3]
+    assert result.value == pytest.approx((abs(0.25 - 1) + abs(0.8 - 1) + abs(1.9 - 2)) / 6)
+    assert [point[0] for point in result.curve] == [2, 2, 0, 2]
+    assert result.curve[1][1:] == (pytest.approx(0.4), 0.5)
+    assert np.isnan(result.curve[2][1:]).all()
+    assert np.isnan(calibration([], []).value)
+
+
+def test_interval_of_calibration_holds_its_value() -> None:
+    generator = np.random.default_rng(0)
+    confidences = generator.random(600)
+    correct = generator.random(600) < confidences / 2  # twice as sure as it should be
+    result = calibration(confidences, correct)
+    assert result.value == pytest.approx(0.25, abs=0.04)
+    low, high = result.interval([str(index // 3) for index in range(600)])
+    assert low < result.value < high < 0.35
+
+
+@pytest.mark.parametrize(
+    ("confidences", "correct", "num_bins", "message"),
+    [
+        ([0.5], [1, 0], 15, "1 confidences for 2 readings; give one for each"),
+        ([1.5], [1], 15, r"confidence 1\.5: give fractions from 0 to 1"),
+        ([float("nan")], [1], 15, "confidence nan: give fractions"),
+        ([0.5], [2], 15, "give 1 for each right reading and 0 for each wrong one"),
+        ([0.5], [1], 0, "0 bins: give 1 or more"),
+    ],
+)
+def test_calibration_refuses(confidences: list, correct: list, num_bins: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        calibration(confidences, correct, num_bins)
+
+
+def test_measure_names_fractions_like_metrics() -> None:
+    assert measure("wrr", ["a", "B"], ["a", "b"]) == {
+        "wrr": 0.5,
+        "wrr_case_insensitive": 1,
+        "wrr_alphanumeric": 1,
+        "wrr_without_joiners": 0.5,
+    }
+    figures = measure("ned", ["a", "B", "c"], ["a", "b", "c"], ["p", "p", None])
+    assert list(figures) == ["ned", "ned_low", "ned_high", "one_minus_ned", "one_minus_ned_low", "one_minus_ned_high"]
+    assert figures["ned"] == pytest.approx(1 / 3) and 0 == figures["ned_low"] < figures["ned_high"] == 0.5
+    assert fractions("x", score([1, 0]), None) == {"x": 0.5}
+    assert set(METRICS) == {"wrr", "crr", "ned", "script_accuracy"}
