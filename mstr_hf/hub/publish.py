@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
@@ -19,19 +20,38 @@ from huggingface_hub.errors import (
 )
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from mstr_hf.models import modeling_refiner, processing_mstr
+from mstr_hf.hub import handler
+from mstr_hf.hub.cache import CHECKPOINT, repository_files
+from mstr_hf.hub.card import plain_card
+from mstr_hf.models import modeling_mclip, modeling_refiner, modeling_spotter, processing_mstr
 from mstr_hf.models.image_processing_mstr import MAX_RATIO, MSTRImageProcessor
+from mstr_hf.models.modeling_mclip import MCLIPModel
 from mstr_hf.models.modeling_refiner import RefinerModel
+from mstr_hf.models.modeling_spotter import SpotterModel
 from mstr_hf.models.processing_mstr import MSTRProcessor
+from mstr_hf.models.prototype_bank import PrototypeBank
 from mstr_hf.vocabulary import Row, Vocabulary
 
 # The tokenizer is left out: its files load as a plain fast tokenizer where the package is missing.
-AUTO_MAP = {
-    "AutoConfig": "configuration_refiner.RefinerConfig",
-    "AutoModel": "modeling_refiner.RefinerModel",
+_PROCESSORS = {
     "AutoProcessor": "processing_mstr.MSTRProcessor",
     "AutoImageProcessor": "image_processing_mstr.MSTRImageProcessor",
 }
+AUTO_MAPS: dict[type, dict[str, str]] = {
+    MCLIPModel: {"AutoConfig": "configuration_mclip.MCLIPConfig", "AutoModel": "modeling_mclip.MCLIPModel"},
+    SpotterModel: {
+        "AutoConfig": "configuration_spotter.SpotterConfig",
+        "AutoModel": "modeling_spotter.SpotterModel",
+        **_PROCESSORS,
+    },
+    RefinerModel: {
+        "AutoConfig": "configuration_refiner.RefinerConfig",
+        "AutoModel": "modeling_refiner.RefinerModel",
+        **_PROCESSORS,
+    },
+}
+
+SAMPLES = CHECKPOINT.parent / "samples"
 
 # What one push writes and the next may not overwrite, as the number of shards is in the names.
 _SHARDS = (".safetensors", ".safetensors.index.json", ".parquet", ".arrow")
@@ -41,37 +61,76 @@ _ATTEMPTS = 3
 _Result = TypeVar("_Result")
 
 
-def assemble(model: RefinerModel, folder: str | os.PathLike[str]) -> None:
-    """Writes a checkpoint that AutoModel and AutoProcessor load.
+def assemble(
+    model: MCLIPModel | SpotterModel | RefinerModel,
+    folder: str | os.PathLike[str],
+    vocabulary: Vocabulary | None = None,
+    repo_id: str | None = None,
+) -> None:
+    """Writes a checkpoint that the Auto classes load, with all else that belongs into its repository.
 
-    They do so where `mstr_hf` is imported, and with `trust_remote_code=True` where it is not installed.
+    They load it where `mstr_hf` is imported, and with `trust_remote_code=True` where it is not installed. A Spotter or
+    Refiner comes with its bank, its processor and sample images, a Refiner with a handler for Inference Endpoints too.
 
     Args:
-        model: A Refiner with its bank; it is saved in the precision that it has.
-        folder: Where to write; made if needed, files of the same names are replaced.
+        model: It is saved in the precision that it has.
+        folder: Where to write; made if needed, files of the same names are replaced, but for a card.
+        vocabulary: What an mCLIP was trained on; the other models know theirs from their bank.
+        repo_id: Name of the repository, for the card that is written where there is none; by default the folder's.
 
     Raises:
         BankError: If the model was never given a bank.
+        ValueError: If an mCLIP comes without its vocabulary.
     """
     folder = Path(folder)
-    bank = model.get_bank()
-    bank.save_pretrained(folder)
-
-    model.config.auto_map = AUTO_MAP
-    # As in `recognise`: the longest reading and its end.
-    model.generation_config.max_new_tokens = model.config.spotter_config.max_length + 1
+    auto_map = AUTO_MAPS[type(model)]
+    model.config.auto_map = auto_map
+    if isinstance(model, MCLIPModel):
+        if vocabulary is None:
+            raise ValueError("an mCLIP does not know its characters: give its vocabulary too")
+        vocabulary.tokenizer().save_pretrained(folder)
+        _copy_code(folder, modeling_mclip)
+    else:
+        bank = model.get_bank()
+        bank.save_pretrained(folder)
+        vocabulary = _vocabulary(bank)
+        _save_processor(folder, model, vocabulary)
+        _copy_code(folder, modeling_refiner if isinstance(model, RefinerModel) else modeling_spotter, processing_mstr)
+        (folder / "samples").mkdir(exist_ok=True)
+        for sample in SAMPLES.iterdir():
+            shutil.copy(sample, folder / "samples")
+    if isinstance(model, RefinerModel):
+        # As in `recognise`: the longest reading and its end.
+        model.generation_config.max_new_tokens = model.config.spotter_config.max_length + 1
+        shutil.copy(inspect.getfile(handler), folder)
     model.save_pretrained(folder)
+    if folder.resolve() != CHECKPOINT:
+        shutil.copy(CHECKPOINT / "LICENSE", folder)
+    card = folder / "README.md"
+    if not card.exists():
+        name = repo_id or folder.resolve().name
+        text = plain_card(name, model.config.model_type, model.num_parameters(), vocabulary.languages)
+        card.write_text(text, encoding="utf-8")
 
-    height = model.config.spotter_config.image_height
-    image_processor = MSTRImageProcessor(size={"height": height, "width": MAX_RATIO * height})
-    # Tokens follow the bank, so that they agree even where its charsets have changed since.
+
+def _vocabulary(bank: PrototypeBank) -> Vocabulary:
+    """Tokens follow the bank, so that they agree even where its charsets have changed since."""
     rows = zip(bank.characters, bank.subtypes, bank.scripts, map(tuple, bank.languages), strict=True)
-    vocabulary = Vocabulary(tuple(Row(*row) for row in rows), tuple(bank.all_languages), bank.joiners)
+    return Vocabulary(tuple(Row(*row) for row in rows), tuple(bank.all_languages), bank.joiners)
+
+
+def _save_processor(folder: Path, model: SpotterModel | RefinerModel, vocabulary: Vocabulary) -> None:
+    spotter = model.spotter if isinstance(model, RefinerModel) else model
+    height = spotter.config.image_height
+    image_processor = MSTRImageProcessor(size={"height": height, "width": MAX_RATIO * height})
     processor = MSTRProcessor(image_processor, vocabulary.tokenizer())
-    image_processor.auto_map = processor.auto_map = AUTO_MAP  # type: ignore[attr-defined]  # only saved, so not declared
+    # Only saved, so not declared.
+    image_processor.auto_map = processor.auto_map = AUTO_MAPS[type(model)]  # type: ignore[attr-defined]
     processor.save_pretrained(folder)
 
-    for module in (modeling_refiner, processing_mstr):
+
+def _copy_code(folder: Path, *modules: ModuleType) -> None:
+    for module in modules:
         source = inspect.getfile(module)
         for path in (source, *get_relative_import_files(source)):
             shutil.copy(path, folder)
@@ -152,12 +211,7 @@ def _files(folder: Path) -> dict[str, Path]:
     """Files to upload by their names in the repository."""
     if not folder.is_dir():
         raise PublishError(f"{folder}: no such folder: name the folder to publish")
-    paths = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
-    files = {
-        name.as_posix(): path
-        for name, path in paths.items()
-        if "__pycache__" not in name.parts and not any(part.startswith(".") for part in name.parts)
-    }
+    files = repository_files(folder)
     if not files:
         raise PublishError(f"{folder}: nothing to publish in it")
     return files

@@ -8,7 +8,6 @@ import hashlib
 import json
 import re
 import threading
-from collections import deque
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
