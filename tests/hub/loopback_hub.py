@@ -261,10 +261,13 @@ class _Handler(BaseHTTPRequestHandler):
     def tree(self, kinds: str, name: str, revision: str, folder: str | None = None) -> None:
         commit = self._commit_of(self._repo(kinds, name), revision)
         prefix = f"{folder}/" if folder else ""
-        names = [path for path in sorted(commit.files) if path.startswith(prefix)]
-        if folder and not names:
+        inside = [path.removeprefix(prefix).split("/") for path in sorted(commit.files) if path.startswith(prefix)]
+        if folder and not inside:
             raise _Answer(404, f"{folder} does not exist", "EntryNotFound")
-        self._send([_entry(path, commit.files[path]) for path in names])
+        depth = None if "recursive=true" in self.path.lower() else 1
+        # Folders are entries too.
+        paths = {prefix + "/".join(parts[:end]) for parts in inside for end in range(1, len(parts) + 1)[:depth]}
+        self._send([_entry(path, commit.files.get(path)) for path in sorted(paths)])
 
     def paths_info(self, kinds: str, name: str, revision: str) -> None:
         commit = self._commit_of(self._repo(kinds, name), revision)
@@ -272,7 +275,8 @@ class _Handler(BaseHTTPRequestHandler):
             paths = self._json()["paths"]
         else:
             paths = re.findall(r"paths=([^&]*)", unquote(self.body.decode()))
-        self._send([_entry(path, commit.files[path]) for path in paths if path in commit.files])
+        folders = {path.rsplit("/", end)[0] for path in commit.files for end in range(1, path.count("/") + 1)}
+        self._send([_entry(path, commit.files.get(path)) for path in paths if path in commit.files.keys() | folders])
 
     # Uploads.
 
@@ -358,7 +362,9 @@ def _git_oid(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def _entry(path: str, content: bytes) -> dict[str, Any]:
+def _entry(path: str, content: bytes | None) -> dict[str, Any]:
+    if content is None:
+        return {"type": "directory", "path": path, "size": 0, "oid": _git_oid(path.encode())}
     entry = {"type": "file", "path": path, "size": len(content), "oid": _git_oid(content)}
     if LARGE.search(path):
         entry["lfs"] = {"oid": _sha256(content), "size": len(content), "pointerSize": 134}
