@@ -87,6 +87,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", metavar="NAME", help="folder or Hub repository (default: the bundled checkpoint)")
     add("--device", help="such as cpu or cuda:0 (default: a GPU if there is one)")
     add("--batch-size", type=_at_least(1), default=32, metavar="N", help="images at a time (default: 32)")
+    whole = read.add_argument_group("whole photographs", "read every word of an image, in reading order")
+    whole.add_argument("--detect", action="store_true", help="find the words (needs the extra detect)")
+    whole.add_argument("--boxes", metavar="FILE", help='take the words from JSON lines {"path": ..., "boxes": [...]}')
+    whole.add_argument("--draw", metavar="FOLDER", help="write the images with numbered boxes there")
     read.set_defaults(run=_read)
 
     convert = commands.add_parser(
@@ -153,6 +157,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--top-k", type=_at_least(1), default=5, metavar="K", help="hypotheses of each character (default: 5)")
     add("--model", metavar="NAME", help="folder or Hub repository (default: the bundled checkpoint)")
     explain.set_defaults(run=_explain)
+
+    demo = commands.add_parser(
+        "demo",
+        help="serve the demo page",
+        description="Serve a page that reads images which are dropped, pasted or shot (needs the extra demo).",
+    )
+    demo.add_argument("--model", metavar="NAME", help="folder or Hub repository (default: the bundled checkpoint)")
+    demo.add_argument("--port", type=_at_least(1), default=7860, metavar="N", help="port (default: 7860)")
+    demo.set_defaults(run=_demo)
 
     install = commands.add_parser(
         "install-checkpoint",
@@ -227,6 +240,15 @@ def _install_checkpoint(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _demo(arguments: argparse.Namespace) -> int:
+    try:
+        from mstr_hf.hub.demo import Demo
+    except ImportError as error:
+        raise CommandError(f"{error}: install the extra demo: pip install 'mstr_hf[demo]'") from error
+    Demo(arguments.model or str(cache.CHECKPOINT)).launch(server_name="127.0.0.1", server_port=arguments.port)
+    return 0
+
+
 def _evaluate(arguments: argparse.Namespace) -> int:
     from mstr_hf.evaluation.run import EvaluationError, distributed_state, evaluate
 
@@ -290,11 +312,16 @@ def _read(arguments: argparse.Namespace) -> int:
     if not paths:
         return 2
 
+    if arguments.draw and not (arguments.detect or arguments.boxes):
+        raise CommandError("--draw: there are boxes with --detect or --boxes only")
     reader = _Reader(arguments.model, arguments.device, arguments.lang)
     read = 0
     quiet = len(paths) <= arguments.batch_size or not sys.stderr.isatty()
     with tqdm(total=len(paths), unit="image", disable=quiet) as progress:
-        readings = reader.read(paths, arguments.batch_size, arguments.alternatives, progress)
+        if arguments.detect or arguments.boxes:
+            readings = _read_photographs(reader, paths, arguments, progress)
+        else:
+            readings = reader.read(paths, arguments.batch_size, arguments.alternatives, progress)
         for path, reading in readings:
             if isinstance(reading, ValueError):
                 failed += 1
@@ -303,6 +330,46 @@ def _read(arguments: argparse.Namespace) -> int:
                 read += 1
                 tqdm.write(_json_line(path, reading) if arguments.json else _text_line(path, reading))
     return 2 if not read else 1 if failed else 0
+
+
+def _read_photographs(
+    reader: "_Reader", paths: Sequence[Path], arguments: argparse.Namespace, progress: tqdm
+) -> Iterator[tuple[Path, Reading | ValueError]]:
+    """Yields the readings of all words of photographs, in reading order, or the reason why there are none."""
+    from mstr_hf import detection
+
+    try:
+        boxes = detection.read_boxes(arguments.boxes) if arguments.boxes else None
+        detector = None if boxes is not None else detection.Detector()
+        if arguments.draw:
+            os.makedirs(arguments.draw, exist_ok=True)
+    except (ImportError, ValueError, OSError) as error:
+        raise CommandError(str(error)) from error
+    for number, path in enumerate(paths, 1):
+        progress.update()
+        try:
+            photograph = detection.open_photograph(path)
+            found = detector.find(photograph) if detector else (boxes or {}).get(path.resolve(), [])
+            if not found:
+                raise ValueError(f"{path}: no words {'found' if detector else f'in {arguments.boxes}'}")
+        except ValueError as error:
+            yield path, error
+            continue
+        crops = [detection.cut_out(photograph, box) for box in found]
+        words: list[Reading | ValueError] = []
+        for first in range(0, len(crops), arguments.batch_size):
+            words += reader.read_batch(crops[first : first + arguments.batch_size], arguments.alternatives)
+        scripts = ["Zyyy" if isinstance(word, ValueError) else word["script"] for word in words]
+        order = detection.reading_order(found, scripts)
+        for line, index in order:
+            word = words[index]
+            if isinstance(word, ValueError):
+                yield path, ValueError(f"{path}, box {found[index].round().tolist()}: {word}")
+            else:
+                yield path, {**word, "line": line, "box": found[index].round(1).tolist()}
+        if arguments.draw:
+            drawn = detection.draw(photograph, [found[index] for _, index in order])
+            drawn.save(Path(arguments.draw, f"{number:04}_{path.stem}.png"))
 
 
 def _find_images(argument: str) -> list[Path]:
@@ -367,17 +434,20 @@ class _Reader:
             results: dict[int, Reading | ValueError] = {}
             for first in range(0, len(order), batch_size):
                 batch = order[first : first + batch_size]
-                readings = self._read_batch([part[index] for index in batch], alternatives)
+                readings = self.read_batch([part[index] for index in batch], alternatives)
                 results.update(zip(batch, readings, strict=True))
                 progress.update(len(batch))
             yield from ((path, results[index]) for index, path in enumerate(part))
 
-    def _read_batch(self, paths: Sequence[Path], alternatives: int) -> list[Reading | ValueError]:
+    def read_batch(
+        self, sources: Sequence[Path | Image.Image], alternatives: int
+    ) -> list[Reading | ValueError]:
+        """Reads images together; the reason stands in the place of one that cannot be read."""
         results: list[Reading | ValueError] = []
         images = []
-        for path in paths:
+        for source in sources:
             try:
-                images.append(load_image(path))
+                images.append(load_image(source))
                 results.append({})
             except ValueError as error:
                 results.append(error)

@@ -48,8 +48,7 @@ def install_checkpoint(cache_dir: str | os.PathLike[str] | None = None) -> Insta
     """
     if not (CHECKPOINT / "config.json").is_file():
         raise FileNotFoundError(f"no checkpoint in {CHECKPOINT}: reinstall mstr_hf with all its files")
-    paths = [path for path in CHECKPOINT.rglob("*") if path.is_file()]
-    files = {path.relative_to(CHECKPOINT).as_posix(): path for path in paths}
+    files = repository_files(CHECKPOINT)
     digests = {name: _sha256(files[name]) for name in sorted(files)}
     revision = hashlib.sha1(json.dumps(digests).encode()).hexdigest()
 
@@ -69,6 +68,16 @@ def install_checkpoint(cache_dir: str | os.PathLike[str] | None = None) -> Insta
             branch.write_text(revision)
             _move(branch, main)
     return Installed(snapshot, revision, changed)
+
+
+def repository_files(folder: Path) -> dict[str, Path]:
+    """Returns the files of a folder that is laid out as a repository, by their names in it; none that are hidden."""
+    paths = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        name.as_posix(): path
+        for name, path in paths.items()
+        if "__pycache__" not in name.parts and not any(part.startswith(".") for part in name.parts)
+    }
 
 
 def _sha256(path: Path) -> str:

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 import mstr_hf
+from mstr_hf.hub.cache import CHECKPOINT, repository_files
 from mstr_hf.hub.publish import assemble
 from mstr_hf.models import modeling_refiner
 from mstr_hf.models.prototype_bank import BankError
@@ -25,15 +26,20 @@ CODE = [
     "prototype_bank",
     "text",
 ]
+SAMPLES = sorted(f"samples/{path.name}" for path in (CHECKPOINT.parent / "samples").iterdir())
 FILES = [
+    "LICENSE",
+    "README.md",
     "config.json",
     "generation_config.json",
+    "handler.py",
     "model.safetensors",
     "processor_config.json",
     "prototype_bank.safetensors",
     "tokenizer.json",
     "tokenizer_config.json",
     *(f"{module}.py" for module in CODE),
+    *SAMPLES,
 ]
 IMAGES = [np.random.default_rng(width).integers(0, 256, (32, width), np.uint8) for width in (60, 130)]
 
@@ -72,7 +78,7 @@ def read(model, processor) -> list:
 
 
 def test_folder_is_complete(folder):
-    assert sorted(os.listdir(folder)) == sorted(FILES)
+    assert sorted(repository_files(folder)) == sorted(FILES)
     models = Path(modeling_refiner.__file__).parent
     for module in CODE:
         assert (folder / f"{module}.py").read_bytes() == (models / f"{module}.py").read_bytes()
@@ -128,4 +134,10 @@ def test_images_are_as_high_as_the_model_wants(tiny_refiner, tmp_path):
 def test_model_without_a_bank_is_refused(tmp_path):
     with pytest.raises(BankError, match="set_bank"):
         assemble(mstr_hf.RefinerModel(mstr_hf.RefinerConfig()), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_mclip_without_its_characters_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="give its vocabulary"):
+        assemble(mstr_hf.MCLIPModel(mstr_hf.MCLIPConfig()), tmp_path)
     assert not list(tmp_path.iterdir())
