@@ -10,6 +10,7 @@ repositories of the family are made likewise, the first two of a Refiner too:
     --bank runs/refiner/final --output build/prototype-bank-6lang
     --mclip runs/mclip/final --output build/mclip-6lang
     --metrics mstr_hf/evaluation --output build/metrics
+    --demo --output build/demo
 
 The card is model_cards/NAME.md, where NAME is the output folder's; a plain one if there is no such file. The results
 are kept in eval_results.json: with them and the folder itself as the source, its card is written anew.
@@ -25,7 +26,7 @@ from typing import Any
 import torch
 from transformers import AutoModel, AutoProcessor
 
-import mstr_hf  # noqa: F401  (registers the Auto classes)
+import mstr_hf
 from mstr_hf.charsets import load_charset, load_charsets
 from mstr_hf.data.manifest import read_manifest
 from mstr_hf.hub.card import fill_card
@@ -38,6 +39,10 @@ from mstr_hf.vocabulary import build_vocabulary
 CARDS = Path(__file__).parents[1] / "model_cards"
 MANIFEST = SAMPLES / "labels.jsonl"
 
+# Gradio itself is installed by the Space, in the version of the card: the one that the page was tested with.
+DEMO_SDK_VERSION = "6.31.0"
+DEMO_REQUIREMENTS = "torch>=2.6,<3\ntransformers>=5.17,<6\n"
+
 
 def main() -> None:
     """Runs the command line."""
@@ -48,6 +53,7 @@ def main() -> None:
     source.add_argument("--bank", help="folder that has a prototype bank")
     source.add_argument("--mclip", help="folder of the trained mCLIP")
     source.add_argument("--metrics", type=Path, help="folder with a folder for each metric")
+    source.add_argument("--demo", action="store_true", help="the demo page")
     parser.add_argument("--languages", default="en,hi,bn,ta,te,ar", help="what the mCLIP was trained on, in order")
     parser.add_argument("--results", type=Path, help="figures for the card: the evaluation's JSON, or mCLIP's metrics")
     parser.add_argument("--repo_id", help="the repository's name; mstr/ and the output folder's by default")
@@ -62,6 +68,11 @@ def main() -> None:
     filled: dict[str, Any] = {}
     if args.metrics:
         filled["places"] = copy_metrics(args.metrics, args.output)
+    elif args.demo:
+        args.output.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path(mstr_hf.__file__).parent / "hub" / "demo.py", args.output / "app.py")
+        (args.output / "requirements.txt").write_text(DEMO_REQUIREMENTS)
+        filled["places"] = {"sdk_version": DEMO_SDK_VERSION}
     elif args.bank:
         bank = PrototypeBank.from_pretrained(args.bank)
         bank.save_pretrained(args.output)
