@@ -1,12 +1,12 @@
 """Lays out what is published as its Hub repository: weights, bank, processor, remote code, samples and card.
 
-    python scripts/build_checkpoint.py --refiner runs/refiner/final --results results.json \
+    python scripts/build_checkpoint.py --refiner runs/refiner/final --results metrics.json \
         --output mstr_hf/pretrained/refiner-6lang --golden tests/golden/refiner-6lang.json
 
-Calibrate first (scripts/calibrate.py), then evaluate (scripts/evaluate_real_words.py --output results.json). The other
+Calibrate first (scripts/calibrate.py), then evaluate: `mstr evaluate` writes the results, metrics.json. The other
 repositories of the family are made likewise, the first two of a Refiner too:
 
-    --spotter runs/refiner/final --results results.json --output build/spotter-6lang
+    --spotter runs/refiner/final --results metrics.json --output build/spotter-6lang
     --bank runs/refiner/final --output build/prototype-bank-6lang
     --mclip runs/mclip/final --output build/mclip-6lang
     --metrics mstr_hf/evaluation --output build/metrics
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--golden", type=Path, help="file for a Refiner's readings of the samples, for tests")
     args = parser.parse_args()
     if (args.refiner or args.spotter) and not args.results:
-        parser.error("--results: a reader's card needs its figures, scripts/evaluate_real_words.py writes them")
+        parser.error("--results: a reader's card needs its figures: metrics.json, which `mstr evaluate` writes")
 
     repo_id = args.repo_id or f"mstr/{args.output.name}"
     results = json.loads(args.results.read_text(encoding="utf-8")) if args.results else None
@@ -99,7 +99,9 @@ def main() -> None:
         }
     write_card(args.output, repo_id, **filled)
     if results:
-        text = json.dumps(results, indent=1)
+        # Of an evaluation, the figures alone: the rest has the paths of images.
+        kept = {"rows": results["rows"]} if "rows" in results else results
+        text = json.dumps(kept, indent=1)
         (args.output / "eval_results.json").write_text(text + "\n", encoding="utf-8")
     if args.golden:
         args.golden.parent.mkdir(parents=True, exist_ok=True)
