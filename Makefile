@@ -22,5 +22,5 @@ test: .venv/installed-test
 	touch $@
 
 .venv/installed-test: $(PACKAGING)
-	$(install) '.[data,train,peers,test]'
+	$(install) '.[data,train,demo,detect,test]'
 	touch .venv/installed $@

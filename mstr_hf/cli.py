@@ -312,6 +312,8 @@ def _read(arguments: argparse.Namespace) -> int:
     if not paths:
         return 2
 
+    if arguments.detect and arguments.boxes:
+        raise CommandError("--detect: leave it out where --boxes says where the words are")
     if arguments.draw and not (arguments.detect or arguments.boxes):
         raise CommandError("--draw: there are boxes with --detect or --boxes only")
     reader = _Reader(arguments.model, arguments.device, arguments.lang)

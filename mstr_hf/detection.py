@@ -36,7 +36,7 @@ class Detector:
         except ImportError as error:
             raise ImportError(f"{error}: install the extra detect: pip install 'mstr_hf[detect]'") from error
         only_detect = {"Global.use_cls": False, "Global.use_rec": False, "Global.log_level": "error"}
-        self._detect = RapidOCR(params=only_detect)
+        self._detect: Any = RapidOCR(params=only_detect)
 
     def find(self, photograph: Image.Image) -> list[np.ndarray]:
         """Finds the words of an RGB image.

@@ -1,15 +1,16 @@
 """Lays out what is published as its Hub repository: weights, bank, processor, remote code, samples and card.
 
-    python scripts/build_checkpoint.py --refiner runs/refiner/final --results results.json \
+    python scripts/build_checkpoint.py --refiner runs/refiner/final --results metrics.json \
         --output mstr_hf/pretrained/refiner-6lang --golden tests/golden/refiner-6lang.json
 
-Calibrate first (scripts/calibrate.py), then evaluate (scripts/evaluate_real_words.py --output results.json). The other
+Calibrate first (scripts/calibrate.py), then evaluate: `mstr evaluate` writes the results, metrics.json. The other
 repositories of the family are made likewise, the first two of a Refiner too:
 
-    --spotter runs/refiner/final --results results.json --output build/spotter-6lang
+    --spotter runs/refiner/final --results metrics.json --output build/spotter-6lang
     --bank runs/refiner/final --output build/prototype-bank-6lang
     --mclip runs/mclip/final --output build/mclip-6lang
     --metrics mstr_hf/evaluation --output build/metrics
+    --demo --output build/demo
 
 The card is model_cards/NAME.md, where NAME is the output folder's; a plain one if there is no such file. The results
 are kept in eval_results.json: with them and the folder itself as the source, its card is written anew.
@@ -25,7 +26,7 @@ from typing import Any
 import torch
 from transformers import AutoModel, AutoProcessor
 
-import mstr_hf  # noqa: F401  (registers the Auto classes)
+import mstr_hf
 from mstr_hf.charsets import load_charset, load_charsets
 from mstr_hf.data.manifest import read_manifest
 from mstr_hf.hub.card import fill_card
@@ -38,6 +39,10 @@ from mstr_hf.vocabulary import build_vocabulary
 CARDS = Path(__file__).parents[1] / "model_cards"
 MANIFEST = SAMPLES / "labels.jsonl"
 
+# Gradio itself is installed by the Space, in the version of the card: the one that the page was tested with.
+DEMO_SDK_VERSION = "6.31.0"
+DEMO_REQUIREMENTS = "torch>=2.6,<3\ntransformers>=5.17,<6\n"
+
 
 def main() -> None:
     """Runs the command line."""
@@ -48,6 +53,7 @@ def main() -> None:
     source.add_argument("--bank", help="folder that has a prototype bank")
     source.add_argument("--mclip", help="folder of the trained mCLIP")
     source.add_argument("--metrics", type=Path, help="folder with a folder for each metric")
+    source.add_argument("--demo", action="store_true", help="the demo page")
     parser.add_argument("--languages", default="en,hi,bn,ta,te,ar", help="what the mCLIP was trained on, in order")
     parser.add_argument("--results", type=Path, help="figures for the card: the evaluation's JSON, or mCLIP's metrics")
     parser.add_argument("--repo_id", help="the repository's name; mstr/ and the output folder's by default")
@@ -55,13 +61,18 @@ def main() -> None:
     parser.add_argument("--golden", type=Path, help="file for a Refiner's readings of the samples, for tests")
     args = parser.parse_args()
     if (args.refiner or args.spotter) and not args.results:
-        parser.error("--results: a reader's card needs its figures, scripts/evaluate_real_words.py writes them")
+        parser.error("--results: a reader's card needs its figures: metrics.json, which `mstr evaluate` writes")
 
     repo_id = args.repo_id or f"mstr/{args.output.name}"
     results = json.loads(args.results.read_text(encoding="utf-8")) if args.results else None
     filled: dict[str, Any] = {}
     if args.metrics:
         filled["places"] = copy_metrics(args.metrics, args.output)
+    elif args.demo:
+        args.output.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path(mstr_hf.__file__).parent / "hub" / "demo.py", args.output / "app.py")
+        (args.output / "requirements.txt").write_text(DEMO_REQUIREMENTS)
+        filled["places"] = {"sdk_version": DEMO_SDK_VERSION}
     elif args.bank:
         bank = PrototypeBank.from_pretrained(args.bank)
         bank.save_pretrained(args.output)
@@ -88,7 +99,9 @@ def main() -> None:
         }
     write_card(args.output, repo_id, **filled)
     if results:
-        text = json.dumps(results, indent=1)
+        # Of an evaluation, the figures alone: the rest has the paths of images.
+        kept = {"rows": results["rows"]} if "rows" in results else results
+        text = json.dumps(kept, indent=1)
         (args.output / "eval_results.json").write_text(text + "\n", encoding="utf-8")
     if args.golden:
         args.golden.parent.mkdir(parents=True, exist_ok=True)

@@ -146,9 +146,11 @@ def test_words_are_found(page, capsys):
     assert (code, err) == (2, f"{folder / 'blank.png'}: no words found\n")
 
 
-def test_missing_extra_and_idle_option_are_one_line(page, capsys, monkeypatch):
+def test_missing_extra_and_idle_options_are_one_line(page, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "rapidocr", None)
     code, _, err = read(capsys, page[0] / "page.png", "--detect")
     assert code == 2 and "pip install 'mstr_hf[detect]'" in err and len(err.splitlines()) == 1
     code, _, err = read(capsys, page[0] / "page.png", "--draw", "x")
     assert code == 2 and err.startswith("mstr: --draw: ")
+    code, _, err = read(capsys, page[0] / "page.png", "--detect", "--boxes", page[0] / "boxes.jsonl")
+    assert code == 2 and err.startswith("mstr: --detect: ")

@@ -117,7 +117,7 @@ class RapidOCR:
             import onnxruntime  # noqa: F401  (rapidocr asks for it only when it reads)
             import rapidocr
         except ImportError as error:
-            raise PeerMissing(f"no package {error.name}; install mstr_hf[peers]") from None
+            raise PeerMissing(f"no package {error.name}; install mstr_hf[detect]") from None
         self.version = importlib.metadata.version("rapidocr")
         settings = {"Global.use_det": False, "Global.use_cls": False, "Global.text_score": 0.0}
         self._engine = rapidocr.RapidOCR(params={**settings, "Global.log_level": "error"})

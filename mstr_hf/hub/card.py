@@ -28,7 +28,7 @@ def fill_card(
             and `{{comparison}}` from the report.
         repo_id: The repository's name.
         places: What else goes where.
-        report: What `mstr evaluate` or `scripts/evaluate_real_words.py` wrote as JSON.
+        report: What `mstr evaluate` wrote as metrics.json.
         reader: Which of the report's readers the card is about.
         samples: Language and file, in the repository, of the images that the widget offers.
 
@@ -156,8 +156,7 @@ def _rows(report: Report, reader: str) -> list[dict[str, Any]]:
     split = report["rows"][-1]["split"]
     rows = [row for row in report["rows"] if row["split"] == split]
     if reader not in rows[0]["readers"]:
-        without = ": evaluate without --spotter-only" if reader == "Refiner" else ""
-        raise ValueError(f"the report has no figures of a {reader}{without}")
+        raise ValueError(f"the report has no figures of a {reader}: evaluate with it")
     return rows
 
 

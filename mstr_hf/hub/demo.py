@@ -41,7 +41,7 @@ CSS = """
   "Noto Naskh Arabic", system-ui, sans-serif; overflow-wrap: anywhere; }
 .mstr h2 { font-size: 2.6rem; line-height: 1.6; margin: 0; text-align: start; }
 .mstr dl { display: grid; grid-template-columns: max-content 1fr; gap: .4rem 1rem; margin: 1rem 0; }
-.mstr dt { color: var(--body-text-color-subdued); }
+.mstr dt, .mstr small { opacity: .75; }
 .mstr dd { margin: 0; }
 .mstr .alternative { display: flex; justify-content: space-between; gap: 1rem; max-width: 20rem; }
 .mstr .characters { display: flex; flex-wrap: wrap; gap: .5rem; list-style: none; margin: .5rem 0; padding: 0; }
@@ -49,8 +49,7 @@ CSS = """
   min-width: 4.5rem; text-align: center; margin: 0; }
 .mstr .characters b { display: block; font-size: 1.5rem; line-height: 1.7; }
 .mstr .characters .unsure { background: #fff3cd; color: #3d2f00; }
-.mstr small { color: var(--body-text-color-subdued); display: block; white-space: nowrap; }
-.mstr .unsure small { color: inherit; }
+.mstr small { display: block; white-space: nowrap; }
 .mstr meter { width: 8rem; height: 1rem; vertical-align: middle; }
 """
 
@@ -74,24 +73,25 @@ class Demo:
         # Gradio writes pictures to files: every 10 minutes, those older than 10 minutes go.
         with gr.Blocks(title="Read a photographed word", analytics_enabled=False, delete_cache=(600, 600)) as page:
             gr.Markdown(INTRODUCTION)
+            # On a phone the columns come one under the other: the reading right after the picture.
             with gr.Row():
-                with gr.Column():
-                    image = gr.Image(
-                        type="pil",
-                        image_mode=None,
-                        format="png",
-                        sources=["upload", "webcam", "clipboard"],
-                        label="Word",
-                        height=240,
-                    )
-                    languages = gr.CheckboxGroup(
-                        [(LANGUAGES.get(lang, lang), lang) for lang in self.languages],
-                        label="Read only characters of these languages (all, if none is chosen)",
-                    )
-                    if self.examples:
-                        gr.Examples([str(path) for path in self.examples], image, examples_per_page=24)
-                with gr.Column():
+                image = gr.Image(
+                    type="pil",
+                    image_mode=None,
+                    format="png",
+                    sources=["upload", "webcam", "clipboard"],
+                    label="Word",
+                    height=240,
+                    min_width=300,
+                )
+                with gr.Column(min_width=300):
                     reading = gr.HTML(_note("The reading comes here."), label="Reading")
+            languages = gr.CheckboxGroup(
+                [(LANGUAGES.get(lang, lang), lang) for lang in self.languages],
+                label="Read only characters of these languages (all, if none is chosen)",
+            )
+            if self.examples:
+                gr.Examples([str(path) for path in self.examples], image, examples_per_page=24)
             gr.on([image.change, languages.change], self.read, [image, languages], reading, api_name="read")
         return page
 

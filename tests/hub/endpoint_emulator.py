@@ -5,6 +5,7 @@
 
 import os
 import sys
+from contextlib import asynccontextmanager
 
 import starlette.applications
 import uvicorn
@@ -14,6 +15,7 @@ class Starlette(starlette.applications.Starlette):
     """Takes start-up functions as it did before 1.0: the emulator was written for that."""
 
     def __init__(self, *args, on_startup=(), **kwargs):
+        @asynccontextmanager
         async def lifespan(app):
             for function in on_startup:
                 await function()

@@ -1,6 +1,6 @@
 """A Hub on the loopback device, enough of one for an unmodified `huggingface_hub`.
 
-Repositories live in memory; every commit is kept. Faults are set up by the tests: see `LoopbackHub.fail`.
+Repositories live in memory; every commit is kept. A client orders faults with `POST /fail`: see `LoopbackHub.fail`.
 """
 
 import base64
@@ -186,6 +186,10 @@ class _Handler(BaseHTTPRequestHandler):
         if commit is None:
             raise _Answer(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return commit
+
+    def fail(self) -> None:
+        self.hub.fail(**self._json())
+        self._send({})
 
     # Accounts and repositories.
 
@@ -375,6 +379,7 @@ _NAME = r"(?P<name>[\w.-]+/[\w.-]+)"
 _API = rf"/api/(?P<kinds>models|datasets|spaces)/{_NAME}"
 _REVISION = r"/(?P<revision>[^/]+)"
 _ROUTES = [
+    (r"POST /fail", _Handler.fail),
     (r"GET /api/whoami-v2", _Handler.whoami),
     (r"POST /api/repos/create", _Handler.create),
     (r"POST /api/validate-yaml", _Handler.validate_yaml),

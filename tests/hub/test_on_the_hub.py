@@ -98,22 +98,33 @@ except OSError as error:
 
 attempt("nothing", scratch / "gone", "mstr/x")
 attempt("bad name", bank, "mstr/a/b")
-print(json.dumps(done))
-"""
 
 # The Hub fails in several ways, one after the other.
-TROUBLE = """
-import json, sys
-from pathlib import Path
-from mstr_hf.hub.publish import PublishError, push
-folder, token = sys.argv[1:]
-done = []
-for text in ("one", "two", "three", "four"):
-    Path(folder, "file.txt").write_text(text)
-    try:
-        done.append(push(folder, "mstr/trouble", token=token))
-    except PublishError as error:
-        done.append(str(error))
+import time
+import requests
+from huggingface_hub import constants
+waits = []
+time.sleep = waits.append
+folder = scratch / "trouble"
+folder.mkdir()
+
+def trouble(name, *faults):
+    for pattern, status, times, after in faults:
+        fault = {"pattern": pattern, "status": status, "times": times, "after": after}
+        requests.post(f"{constants.ENDPOINT}/fail", json=fault)
+    (folder / "file.txt").write_text(name)
+    attempt(name, folder, "mstr/trouble")
+
+trouble("waited out", ("preupload", 503, 1, False), ("commit/main", 500, 1, True))
+done["waits"] = waits[:]
+trouble("down", ("whoami", 502, 3, False))
+trouble("cut off", ("whoami", 0, 3, False))
+trouble("raced", ("commit/main", 412, 1, False))
+constants.HF_HUB_OFFLINE = True
+trouble("offline")
+constants.HF_HUB_OFFLINE = False
+trouble("well again")
+done["file"] = (folder / "file.txt").read_text()
 print(json.dumps(done))
 """
 
@@ -123,12 +134,15 @@ sys.modules["mstr_hf"] = None
 from transformers import AutoModel, AutoProcessor
 from transformers.utils import logging
 logging.disable_progress_bar()
-name, revision, *images = sys.argv[1:]
-load = {"pretrained_model_name_or_path": name, "revision": revision, "trust_remote_code": True}
-model = AutoModel.from_pretrained(**load).eval()
-processor = AutoProcessor.from_pretrained(**load)
-inputs = processor(images=images, return_tensors="pt")
-print(json.dumps(model.recognise(**inputs, num_alternatives=1)))
+name, revisions, *images = sys.argv[1:]
+readings = []
+for revision in revisions.split(","):
+    load = {"pretrained_model_name_or_path": name, "revision": revision, "trust_remote_code": True}
+    model = AutoModel.from_pretrained(**load).eval()
+    processor = AutoProcessor.from_pretrained(**load)
+    inputs = processor(images=images, return_tensors="pt")
+    readings.append(model.recognise(**inputs, num_alternatives=1))
+print(json.dumps(readings))
 """
 
 
@@ -222,36 +236,27 @@ def test_bank_is_loaded_by_its_name_and_tag(published):
 
 def test_readings_without_the_package_equal_the_local_ones(hub, published, tmp_path):
     first = hub.repos[MODEL].commits[1].sha
-    served = run(LOAD, MODEL[1], "main", *SAMPLES, home=tmp_path, HF_ENDPOINT=hub.url)
+    served, pinned = run(LOAD, MODEL[1], f"main,{first}", *SAMPLES, home=tmp_path, HF_ENDPOINT=hub.url)
     inputs = AutoProcessor.from_pretrained(CHECKPOINT)(images=SAMPLES, return_tensors="pt")
     local = AutoModel.from_pretrained(CHECKPOINT).eval().recognise(**inputs, num_alternatives=1)
-    assert served == json.loads(json.dumps(local))
+    assert served == pinned == json.loads(json.dumps(local))
+    assert any(f"/resolve/{first}/" in request for request in hub.requests)
 
-    # What is in the cache is read offline; a revision that is not there is fetched when it is asked for.
+    # What is in the cache is read offline, and nobody is asked.
     asked = len(hub.requests)
-    assert run(LOAD, MODEL[1], "main", *SAMPLES, home=tmp_path, HF_HUB_OFFLINE="1", HF_ENDPOINT=hub.url) == served
+    offline = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "1"}
+    assert run(LOAD, MODEL[1], "main", *SAMPLES, home=tmp_path, **offline) == [served]
     assert len(hub.requests) == asked
-    assert run(LOAD, MODEL[1], first, *SAMPLES[:2], home=tmp_path, HF_ENDPOINT=hub.url)[0]["text"] == served[0]["text"]
-    assert any(f"/resolve/{first}/" in request for request in hub.requests[asked:])
 
 
-def test_trouble_is_waited_out_or_explained(hub, tmp_path):
-    hub.fail(r"POST /api/models/mstr/trouble/preupload", 503)
-    hub.fail(r"POST /api/models/mstr/trouble/commit", 500, after=True)
-    (tmp_path / "folder").mkdir()
-    arguments = (tmp_path / "folder", TOKEN)
-    urls = run(TROUBLE, *arguments, home=tmp_path, HF_ENDPOINT=hub.url)
-    commits = hub.repos["model", "mstr/trouble"].commits
+def test_trouble_is_waited_out_or_explained(hub, published):
+    _, first, last = hub.repos["model", "mstr/trouble"].commits
     # The answer to the first commit was lost: it is found, not made twice.
-    assert [url.split("/")[-1] for url in urls] == [commit.sha for commit in commits[1:]]
-
-    hub.fail(r"GET /api/whoami", 502, times=3)
-    hub.fail(r"POST /api/models/mstr/trouble/commit", 412)
-    down, raced, *good = run(TROUBLE, *arguments, home=tmp_path, HF_ENDPOINT=hub.url)
-    assert "answers 502 (out of order): nothing was changed, push again later" in down
-    assert "has a newer revision on the Hub" in raced
-    assert all(hub.url in url for url in good) and len(commits) == 7
-
-    offline = run(TROUBLE, *arguments, home=tmp_path, HF_HUB_OFFLINE="1")
-    assert set(offline) == {"HF_HUB_OFFLINE is set: unset it to publish"}
-    assert (tmp_path / "folder" / "file.txt").read_text() == "four"
+    assert published["waited out"].endswith(first.sha) and published["waits"] == [1.0, 1]
+    assert "answers 502 (out of order): nothing was changed, push again later" in published["down"]
+    assert published["cut off"].startswith(f"cannot reach {hub.url} (")
+    assert "has a newer revision on the Hub" in published["raced"]
+    assert published["offline"] == "HF_HUB_OFFLINE is set: unset it to publish"
+    assert published["well again"].endswith(last.sha) and published["file"] == "well again"
+    for name in ("down", "cut off", "raced"):
+        assert len(published[name].splitlines()) == 1

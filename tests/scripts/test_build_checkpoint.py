@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -130,3 +131,14 @@ def test_a_model_of_ones_own_gets_a_plain_card(build, tiny_refiner, tmp_path):
     card = ModelCard.load(tmp_path / "mine" / "README.md")
     assert card.data.language == ["en", "hi"] and 'from_pretrained("me/mine")' in card.text
     assert "Debian" not in card.text
+
+
+def test_demo_is_a_space(build, tmp_path):
+    build("--demo", "--output", tmp_path / "demo")
+    card = SpaceCard.load(tmp_path / "demo" / "README.md")
+    assert (card.data.sdk, card.data.app_file, card.data.models) == ("gradio", "app.py", ["mstr/refiner-6lang"])
+    constraints = (SCRIPT.parents[1] / "constraints.txt").read_text()
+    assert f"gradio=={card.data.sdk_version}\n" in constraints
+    names = re.findall(r"^(?:from|import) (\w+)", (tmp_path / "demo" / "app.py").read_text(), re.MULTILINE)
+    assert "mstr_hf" not in names and {"gradio", "transformers"} <= set(names)
+    assert "transformers" in (tmp_path / "demo" / "requirements.txt").read_text()
