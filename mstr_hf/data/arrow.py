@@ -57,6 +57,7 @@ _BATCH_BYTES = 16 << 20
 _LOCK_SECONDS = 5
 
 _PROGRESS = ".progress"  # rejects of finished shards, until all are finished
+_PARTIAL = ".{}.{}.partial"  # name and process
 _PROVENANCE = "provenance.json"
 _REJECTS = "rejects.jsonl"
 
@@ -257,7 +258,9 @@ def _begin(folder: Path, settings: dict[str, Any]) -> dict[str, Totals] | None:
                 name: Totals(total["records"], total["rows"], Counter(total["rejects"]))
                 for name, total in written["totals"].items()
             }
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and (
+        not folder.is_dir() or set(folder.iterdir()).difference(folder.glob(_PARTIAL.format(_PROVENANCE, "*")))
+    ):
         raise ValueError(f"{folder}: is not empty and holds no data set of this program; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(provenance, {"settings": settings})
@@ -282,9 +285,10 @@ def _shards(folder: Path, part: Part, records: int) -> list[_Shard]:
 
 def _write_shards(parts: Sequence[Part], shards: Sequence[_Shard], num_proc: int) -> None:
     """Writes all shards that are not there yet."""
-    for place in {place.parent for shard in shards for place in (shard.path, shard.rejects)}:
+    places = {place.parent for shard in shards for place in (shard.path, shard.rejects)}
+    for place in places | {shard.folder for shard in shards}:
         place.mkdir(parents=True, exist_ok=True)
-        for partial in place.glob(".*"):  # left by a run that was killed
+        for partial in place.glob(_PARTIAL.format("*", "*")):  # left by a run that was killed
             partial.unlink()
     missing = [shard for shard in shards if shard.count() is None]
     sources = {f"{part.split}/{part.name}": part.source for part in parts}
@@ -377,7 +381,7 @@ def _batch(rows: Sequence[Row]) -> pa.RecordBatch:
 @contextlib.contextmanager
 def _whole_file(path: Path) -> Iterator[Path]:
     """Gives a place to write to, which becomes `path` when all is written, and is removed on an error."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(_PARTIAL.format(path.name, os.getpid()))
     try:
         yield partial
         with partial.open("rb+") as file:

@@ -19,7 +19,7 @@ import lmdb
 from tqdm import tqdm
 
 from mstr_hf.charsets import available_languages, load_charsets
-from mstr_hf.data.arrow import Part, Reject, Row, Totals, write_dataset
+from mstr_hf.data.arrow import RECORDS_PER_SHARD, Part, Reject, Row, Totals, write_dataset
 from mstr_hf.data.records import check_record
 from mstr_hf.vocabulary import Vocabulary, build_vocabulary
 
@@ -42,6 +42,7 @@ def convert_lmdb(
     lang: str | None = None,
     dataset: str | None = None,
     num_proc: int | None = None,
+    records_per_shard: int = RECORDS_PER_SHARD,
 ) -> dict[str, Totals]:
     """Converts one LMDB, or a tree of them, to Arrow shards (`mstr_hf.data.arrow`), images byte for byte.
 
@@ -54,6 +55,7 @@ def convert_lmdb(
         lang: Language of a single LMDB; a tree names it.
         dataset: Name of the collection; that of the source, if left out.
         num_proc: Number of processes, as in `write_dataset`.
+        records_per_shard: As in `write_dataset`.
 
     Returns:
         Totals by part, such as `"train/bn"`.
@@ -67,7 +69,7 @@ def convert_lmdb(
     dataset = dataset or root.name
     vocabulary = build_vocabulary(load_charsets(available_languages()))
     parts = []
-    settings = {}
+    states = {}
     for path, code in _find(root, lang):
         if code not in vocabulary.languages:
             raise ValueError(f"{path}: no charset for language {code!r}: use {', '.join(vocabulary.languages)}")
@@ -76,10 +78,9 @@ def convert_lmdb(
         records = LMDBRecords(path, first, name, code, dataset, vocabulary)
         part = Part(SPLITS.get(path.name, "train"), code, total, records)
         parts.append(part)
-        settings[f"{part.split}/{part.name}"] = {"first": first, **state}
-    return write_dataset(
-        output, parts, {"dataset": dataset, "charsets": vocabulary.digest, "lmdb": settings}, num_proc
-    )
+        states[f"{part.split}/{part.name}"] = {"first": first, **state}
+    settings = {"dataset": dataset, "charsets": vocabulary.digest, "lmdb": states}
+    return write_dataset(output, parts, settings, num_proc, records_per_shard)
 
 
 @dataclass(frozen=True)

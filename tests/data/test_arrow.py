@@ -1,6 +1,8 @@
+import itertools
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +125,33 @@ def test_killed_run_goes_on(undisturbed, tmp_path, deadly):
     write(tmp_path / "output", source)
     assert contents(tmp_path / "output") == contents(undisturbed)
     assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_killed_before_any_of_its_files_is_there(undisturbed, tmp_path, monkeypatch):
+    """Killed when the first file is about to get its name, then at the second one, and so on to the end."""
+    replace, rmtree = Path.replace, shutil.rmtree
+    steps = len(contents(undisturbed)) + 7  # the rejects of six shards, and the provenance comes twice
+
+    def write_until(step, folder):
+        count = itertools.count()
+
+        def next_step(do, *arguments):
+            if next(count) == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return do(*arguments)
+
+        monkeypatch.setattr(Path, "replace", lambda *arguments: next_step(replace, *arguments))
+        monkeypatch.setattr(shutil, "rmtree", lambda *arguments, **_: next_step(rmtree, *arguments))
+        write(folder)
+
+    for step in range(steps + 2):
+        folder = tmp_path / str(step)
+        run = multiprocessing.get_context("fork").Process(target=write_until, args=(step, folder))
+        run.start()
+        run.join()
+        assert run.exitcode == (-signal.SIGKILL if step <= steps else 0)
+        write(folder)
+        assert contents(folder) == contents(undisturbed)
 
 
 def test_killed_process_of_several_is_an_error_and_goes_on(undisturbed, tmp_path):

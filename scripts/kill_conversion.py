@@ -1,0 +1,176 @@
+"""Kills conversions at random points and checks that they go on to the very result of an undisturbed one.
+
+    python scripts/kill_conversion.py --kills 30
+
+Converts an LMDB with unfit records among good ones to Arrow shards, and the shards back to an LMDB. Each kill is a
+SIGKILL after a random time, sent to the conversion or to one of its processes, with 1, 2 and 3 processes in turn.
+"""
+
+import argparse
+import io
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import numpy as np
+import psutil
+from PIL import Image
+
+from mstr_hf.data.lmdb import convert_arrow, convert_lmdb
+
+# Forks start at once, so that kills hit the work instead of imports.
+_CONTEXT = multiprocessing.get_context("fork")
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=30, metavar="N", help="each way (default: 30)")
+    parser.add_argument("--records", type=int, default=4000, metavar="N", help="default: 4000")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    arguments = parser.parse_args()
+    rng = random.Random(arguments.seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source = folder / "words/en/train_lmdb"
+        make_lmdb(source, arguments.records)
+        to_arrow = [
+            partial(
+                convert_lmdb, folder / "words", num_proc=num_proc, records_per_shard=-(-arguments.records // 20)
+            )
+            for num_proc in (1, 2, 3)
+        ]
+        to_arrow[0](folder / "arrow")
+        report("LMDB to Arrow", to_arrow, folder / "arrow", contents, arguments.kills, rng)
+        to_lmdb = partial(convert_back, folder / "arrow")
+        to_lmdb(folder / "lmdb")
+        report("Arrow to LMDB", [to_lmdb], folder / "lmdb", keys, arguments.kills, rng)
+
+
+def make_lmdb(path: Path, records: int) -> None:
+    """Makes an LMDB in which every seventh record is unfit."""
+    path.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    with lmdb.open(str(path), map_size=1 << 40) as env, env.begin(write=True) as transaction:
+        for number in range(1, records + 1):
+            file = io.BytesIO()
+            Image.fromarray(rng.integers(0, 256, (24, 64, 3), np.uint8)).save(file, "JPEG")
+            image, label = file.getvalue(), f"Word{number}"
+            if number % 7 == 0:
+                image, label = [(image[:-50], label), (image, ""), (image, "ж")][number % 3]
+            transaction.put(b"image-%09d" % number, image)
+            transaction.put(b"label-%09d" % number, label.encode())
+        transaction.put(b"num-samples", b"%d" % records)
+
+
+def convert_back(source: Path, output: Path) -> None:
+    """Converts Arrow shards, unless the last kill came when all was done."""
+    if not output.exists():
+        convert_arrow(source, output)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Returns all files of a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def keys(folder: Path) -> dict[bytes, bytes]:
+    """Returns all that is in the LMDBs of a tree."""
+    found: dict[bytes, bytes] = {}
+    for path in folder.glob("*/*"):
+        with lmdb.open(str(path), readonly=True, lock=False) as env, env.begin() as transaction:
+            found |= {os.fsencode(path.relative_to(folder)) + b":" + key: value for key, value in transaction.cursor()}
+    return found
+
+
+def report(
+    name: str,
+    ways: Sequence[Callable[[Path], Any]],
+    undisturbed: Path,
+    read: Callable[[Path], Any],
+    kills: int,
+    rng: random.Random,
+) -> None:
+    """Kills conversions, lets them go on until they finish, and exits with code 1 if a result differs.
+
+    Args:
+        name: What the ways do.
+        ways: Convert to a folder; they take turns.
+        undisturbed: Such a folder, made without a kill.
+        read: Returns what is compared.
+        kills: How many to make at least.
+        rng: Chooses times and victims.
+    """
+    expected = read(undisturbed)
+    start = time.perf_counter()
+    run(ways[0], undisturbed.with_name("timing"))
+    seconds = time.perf_counter() - start
+    done = results = 0
+    while done < kills:
+        output = undisturbed.with_name(f"{undisturbed.name}-{results}")
+        way = ways[results % len(ways)]
+        for _ in range(rng.randint(1, 4)):
+            if not run(way, output, rng, seconds):
+                break
+            done += 1
+        else:
+            run(way, output)
+        if read(output) != expected:
+            print(f"{name}: result {results} differs from the undisturbed one")
+            sys.exit(1)
+        results += 1
+    print(f"{name}: {done} kills, {results} results, all the same as the undisturbed one")
+
+
+def run(
+    way: Callable[[Path], Any], output: Path, rng: random.Random | None = None, seconds: float = 0
+) -> bool:
+    """Runs a conversion in a process of its own, and returns whether it was killed.
+
+    Args:
+        way: Converts to a folder.
+        output: The folder.
+        rng: Chooses when to kill and whom; None for no kill.
+        seconds: The latest time to kill.
+    """
+    process = _CONTEXT.Process(target=attempt, args=(way, output))
+    process.start()
+    if rng is None:
+        process.join()
+        if process.exitcode:
+            sys.exit(f"{output}: a conversion that nobody killed failed with code {process.exitcode}")
+        return False
+    process.join(rng.uniform(0, seconds))
+    if process.exitcode is not None:
+        return False
+    family = psutil.Process(process.pid)
+    helpers = family.children()
+    victim = rng.choice([family, *helpers])
+    victim.send_signal(signal.SIGKILL)
+    process.join()
+    # None of them may go on by itself.
+    _, alive = psutil.wait_procs(helpers, timeout=10)
+    if alive:
+        sys.exit(f"{output}: {len(alive)} processes outlive their conversion")
+    return process.exitcode != 0
+
+
+def attempt(way: Callable[[Path], Any], output: Path) -> None:
+    """Converts; that one of its processes was killed is no news."""
+    try:
+        way(output)
+    except RuntimeError:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
