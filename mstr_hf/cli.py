@@ -250,10 +250,10 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from mstr_hf.evaluation.run import EvaluationError, distributed_state, evaluate
+    from mstr_hf.evaluation.run import EvaluationError, evaluate, processes
 
     _speak_unicode()
-    state = distributed_state()
+    state = processes()
     model, processor = _load_model(arguments.model, arguments.device or str(state.device))
     try:
         report = evaluate(

@@ -24,6 +24,8 @@ LINE = 30
 BLACK, GREY, BAR = "#1c2024", "#667079", "#c9d9f2"
 HEAT = np.array([255, 72, 0], np.float32)
 
+JOINER_NAMES = {"\u200c": "ZWNJ", "\u200d": "ZWJ"}
+
 _ALWAYS = 2.0  # a gate that every word is below
 
 
@@ -92,7 +94,7 @@ def _cross_attentions(model: RefinerModel) -> Iterator[list[torch.Tensor]]:
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     hooks = [
-        layer.cross_attn.register_forward_hook(lambda module, inputs, output: found.append(output[1]))
+        layer.get_submodule("cross_attn").register_forward_hook(lambda module, inputs, output: found.append(output[1]))
         for layer in model.layers
     ]
     try:
@@ -120,12 +122,35 @@ class _Pen:
             font = ImageFont.load_default(size)
             ImageDraw.Draw(sheet).text(start, text, colour, font, anchor="ls")
             return column + round(font.getlength(text))
+        for face, run in self._runs(text):
+            try:
+                ink = render_line(hb_font(face), run, size)
+            except ValueError:  # no ink, as of a joiner alone
+                continue
+            sheet.paste(colour, (column, baseline - round(ink.baseline)), Image.fromarray(ink.mask))
+            column += ink.mask.shape[1]
+        return column
+
+    def _runs(self, text: str) -> list[tuple[Face, str]]:
+        """Splits a text by the faces that draw it, as few as can be."""
         face = next((face for face in self._faces if covers(face, text)), None)
-        if face is None:
-            raise ValueError(f"no installed font draws {text!r}: install a Noto Sans font of its script")
-        ink = render_line(hb_font(face), text, size)
-        sheet.paste(colour, (column, baseline - round(ink.baseline)), Image.fromarray(ink.mask))
-        return column + ink.mask.shape[1]
+        if face is not None:
+            return [(face, text)]
+        # Readings may mix scripts and break their rules; each face then takes what it has a glyph for.
+        runs: list[tuple[Face, str]] = []
+        for character in text:
+            if runs and _has(runs[-1][0], character):
+                runs[-1] = (runs[-1][0], runs[-1][1] + character)
+                continue
+            face = next((face for face in self._faces if _has(face, character)), None)
+            if face is None:
+                raise ValueError(f"no installed font draws {character!r}: install a Noto Sans font of its script")
+            runs.append((face, character))
+        return runs
+
+
+def _has(face: Face, character: str) -> bool:
+    return hb_font(face).get_nominal_glyph(ord(character)) is not None
 
 
 def _draw(original: Image.Image, reading: dict[str, Any], maps: np.ndarray, pen: _Pen, top_k: int) -> Image.Image:
@@ -167,5 +192,8 @@ def _heat(picture: Image.Image, values: np.ndarray) -> Image.Image:
 
 
 def _shown(character: str) -> str:
+    """A character as it can stand alone: marks sit on a dotted circle, joiners go by their names."""
+    if character in JOINER_NAMES:
+        return JOINER_NAMES[character]
     mark = unicodedata.category(character) in ("Mn", "Mc", "Me")
     return DOTTED_CIRCLE + character if mark else character

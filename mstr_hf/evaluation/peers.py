@@ -22,10 +22,13 @@ import importlib.metadata
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+import torch
 
 
 class PeerMissing(Exception):
@@ -61,7 +64,7 @@ class Tesseract:
     """Tesseract, the program, told the language; https://github.com/tesseract-ocr/tesseract, Apache-2.0."""
 
     name = "Tesseract"
-    variants = ("7", "8", "13")  # page segmentation: one line, one word, one line without layout analysis
+    variants: tuple[str, ...] = ("7", "8", "13")  # page segmentation: a line, a word, a line without layout analysis
 
     _CODES = {
         **{"ar": "ara", "as": "asm", "bn": "ben", "el": "ell", "en": "eng", "fa": "fas", "gu": "guj", "he": "heb"},
@@ -77,14 +80,28 @@ class Tesseract:
         self.languages = frozenset(lang for lang, code in self._CODES.items() if code in installed)
 
     def read(self, images: Sequence[Path], lang: str, variant: str) -> list[str]:
-        """Reads word images, as many at a time as there are processors (see `Peer.read`)."""
+        """Reads word images, in as many programs as there are threads for it (see `Peer.read`)."""
 
-        def read_one(image: Path) -> str:
-            return self._run(str(image), "stdout", "-l", self._CODES[lang], "--psm", variant).strip()
+        def read_part(part: Sequence[Path]) -> list[str]:
+            # Of one program for all images only the first pays for loading the language.
+            with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as file:
+                file.write("".join(f"{image.resolve()}\n" for image in part))
+                file.flush()
+                options = ("stdout", "-l", self._CODES[lang], "--psm", variant)
+                try:
+                    texts = self._run(file.name, *options).split("\f")
+                except RuntimeError:
+                    if len(part) > 1:  # find out which one it is
+                        return [text for image in part for text in read_part([image])]
+                    return [self._run(str(part[0]), *options).strip()]
+            if len(texts) != len(part):
+                raise RuntimeError(f"{part[0]}: tesseract gave {len(texts)} texts for {len(part)} images")
+            return [text.strip() for text in texts]
 
-        workers = int(os.environ.get("OMP_NUM_THREADS") or 0) or len(os.sched_getaffinity(0))
+        workers = min(len(images), torch.get_num_threads())  # torch knows this process's share of the processors
         with ThreadPoolExecutor(workers) as pool:
-            return list(pool.map(read_one, images))
+            parts = list(pool.map(read_part, [images[start::workers] for start in range(workers)]))
+        return [parts[place % workers][place // workers] for place in range(len(images))]
 
     def _run(self, *arguments: str) -> str:
         # One thread a process: its own threads slow it down on single words.
@@ -110,7 +127,7 @@ class RapidOCR:
 
     name = "RapidOCR"
     languages = frozenset({"en"})
-    variants = ("recogniser",)
+    variants: tuple[str, ...] = ("recogniser",)
 
     def __init__(self) -> None:
         try:
@@ -120,7 +137,7 @@ class RapidOCR:
             raise PeerMissing(f"no package {error.name}; install mstr_hf[detect]") from None
         self.version = importlib.metadata.version("rapidocr")
         settings = {"Global.use_det": False, "Global.use_cls": False, "Global.text_score": 0.0}
-        self._engine = rapidocr.RapidOCR(params={**settings, "Global.log_level": "error"})
+        self._engine: Any = rapidocr.RapidOCR(params={**settings, "Global.log_level": "error"})
 
     def read(self, images: Sequence[Path], lang: str, variant: str) -> list[str]:
         """Reads word images one by one (see `Peer.read`)."""

@@ -14,7 +14,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -39,10 +40,10 @@ class EvaluationError(ValueError):
     """What keeps an evaluation from being done; the message is one line for the user."""
 
 
-def distributed_state() -> PartialState:
+def processes() -> Accelerator:
     """The processes that share the work, and the device of this one."""
     # One process may have to wait for another's peers for hours.
-    return PartialState(timeout=timedelta(days=7))
+    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
 
 
 def evaluate(
@@ -80,7 +81,7 @@ def evaluate(
             something else.
         RuntimeError: If a peer fails.
     """
-    state = distributed_state()
+    state = processes()
     records, skipped = _records(manifests, model.get_bank().all_languages)
     try:
         readers, missing = load_peers(peers)
@@ -198,7 +199,7 @@ def _check_settings(output: Path, settings: dict[str, Any]) -> None:
 class _Journal:
     """What has been read, by key, in files that are only added to: one a process."""
 
-    def __init__(self, folder: Path, state: PartialState):
+    def __init__(self, folder: Path, state: Accelerator):
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._own = folder / f"{state.process_index}.jsonl"
@@ -224,7 +225,7 @@ class _Journal:
 
 
 def _read(
-    state: PartialState,
+    state: Accelerator,
     model: RefinerModel,
     processor: MSTRProcessor,
     records: dict[Key, Record],
@@ -286,7 +287,7 @@ def _read_batch(
 
 
 def _read_with_peer(
-    state: PartialState, peer: Peer, records: dict[Key, Record], folder: Path
+    state: Accelerator, peer: Peer, records: dict[Key, Record], folder: Path
 ) -> tuple[dict[Key, str | None], dict[str, str]]:
     """What a peer reads, and which of its variants each language got: the one that reads most words right."""
     journal = _Journal(folder / f"{peer.name} {peer.version}".replace(os.sep, "-"), state)
