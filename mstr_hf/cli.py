@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -182,17 +183,20 @@ class _Reader:
         except (
             Exception
         ) as error:  # A damaged or foreign checkpoint makes the libraries stumble over anything.
-            raise CommandError(f"no model in {name}: {_first_line(error)}") from error
+            raise CommandError(f"no model in {name}: {_one_line(error)}") from error
         if not hasattr(model, "recognise"):
             raise CommandError(f"{name} is a {type(model).__name__}: name a model that reads words")
-        known = model.get_bank().all_languages
+        try:
+            known = model.get_bank().all_languages
+        except ValueError as error:
+            raise CommandError(f"{name}: {_one_line(error)}") from error
         if unknown := [lang for lang in languages or () if lang not in known]:
             raise CommandError(f"--lang: unknown language {', '.join(unknown)}: use {', '.join(known)}")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             self._model = model.to(device)
         except (RuntimeError, AssertionError) as error:
-            raise CommandError(f"--device {device}: {_first_line(error)}") from error
+            raise CommandError(f"--device {device}: {_one_line(error)}") from error
         self._processor = processor
         self._languages = languages
 
@@ -242,8 +246,8 @@ def _ratio(path: Path) -> float:
         return 0
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+def _one_line(error: Exception) -> str:
+    return textwrap.shorten(str(error) or type(error).__name__, 400, placeholder=" ...")
 
 
 if __name__ == "__main__":
