@@ -23,4 +23,5 @@ test: .venv/installed-test
 
 .venv/installed-test: $(PACKAGING)
 	$(install) '.[data,train,demo,detect,test]'
+	$(BIN)/python tests/transformers_suite.py
 	touch .venv/installed $@

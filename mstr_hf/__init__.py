@@ -1,12 +1,14 @@
 """Multi-script scene text recognition: one model reads photographed words of many scripts.
 
-Importing the package registers its models, tokenizer and processors with transformers' Auto classes.
+Importing the package registers its models, tokenizer and processors with transformers' Auto classes, and the pipeline
+`scene-text-recognition`.
 """
 
-from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForTextRecognition, AutoProcessor, AutoTokenizer
 
 # transformers before 5.20 gives a placeholder for this class at the top where torchvision is missing.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from mstr_hf.charsets import available_languages, load_charset, load_charsets
 from mstr_hf.models.configuration_mclip import MCLIPConfig
@@ -16,6 +18,7 @@ from mstr_hf.models.image_processing_mstr import MSTRImageProcessor
 from mstr_hf.models.modeling_mclip import MCLIPModel
 from mstr_hf.models.modeling_refiner import RefinerModel
 from mstr_hf.models.modeling_spotter import SpotterModel
+from mstr_hf.models.pipeline_mstr import SceneTextRecognitionPipeline
 from mstr_hf.models.processing_mstr import MSTRProcessor
 from mstr_hf.models.prototype_bank import PrototypeBank
 from mstr_hf.models.text import display, normalise
@@ -31,6 +34,7 @@ __all__ = [
     "PrototypeBank",
     "RefinerConfig",
     "RefinerModel",
+    "SceneTextRecognitionPipeline",
     "SpotterConfig",
     "SpotterModel",
     "available_languages",
@@ -52,3 +56,7 @@ for _config, _model in (
 for _config in (SpotterConfig, RefinerConfig):
     AutoImageProcessor.register(_config, image_processor_classes={"pil": MSTRImageProcessor})
     AutoProcessor.register(_config, MSTRProcessor)
+AutoModelForTextRecognition.register(RefinerConfig, RefinerModel)
+PIPELINE_REGISTRY.register_pipeline(
+    "scene-text-recognition", pipeline_class=SceneTextRecognitionPipeline, pt_model=AutoModel, type="image"
+)

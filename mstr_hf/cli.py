@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections import Counter
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -213,7 +214,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     try:
         result = converters[arguments.form](**options)
     except (ValueError, OSError, RuntimeError) as error:
-        raise CommandError(_first_line(error)) from error
+        raise CommandError(_one_line(error)) from error
     totals = result if isinstance(result, dict) else {arguments.output: result}
     for name, total in totals.items():
         print(f"{name}: {total if isinstance(total, Totals) else f'{total} records'}")
@@ -267,7 +268,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             arguments.batch_size,
         )
     except (EvaluationError, RuntimeError) as error:
-        raise CommandError(_first_line(error)) from error
+        raise CommandError(_one_line(error)) from error
     if state.is_main_process:
         print((arguments.output / "report.md").read_text(encoding="utf-8"))
         for entry in report["unreadable"]:
@@ -287,7 +288,7 @@ def _explain(arguments: argparse.Namespace) -> int:
         picture = explain(model, processor, arguments.image, arguments.top_k)
         picture.save(arguments.output)
     except (OSError, ValueError) as error:
-        raise CommandError(_first_line(error)) from error
+        raise CommandError(_one_line(error)) from error
     return 0
 
 
@@ -403,13 +404,13 @@ def _load_model(name: str | None, device: str) -> tuple[Any, Any]:
         model = AutoModel.from_pretrained(name).eval()
         processor = AutoProcessor.from_pretrained(name)
     except Exception as error:  # A damaged or foreign checkpoint makes the libraries stumble over anything.
-        raise CommandError(f"no model in {name}: {_first_line(error)}") from error
+        raise CommandError(f"no model in {name}: {_one_line(error)}") from error
     if not hasattr(model, "recognise"):
         raise CommandError(f"{name} is a {type(model).__name__}: name a model that reads words")
     try:
         return model.to(device), processor
     except (RuntimeError, AssertionError) as error:
-        raise CommandError(f"--device {device}: {_first_line(error)}") from error
+        raise CommandError(f"--device {device}: {_one_line(error)}") from error
 
 
 class _Reader:
@@ -419,7 +420,10 @@ class _Reader:
         self._model, self._processor = _load_model(
             name, device or ("cuda" if torch.cuda.is_available() else "cpu")
         )
-        known = self._model.get_bank().all_languages
+        try:
+            known = self._model.get_bank().all_languages
+        except ValueError as error:
+            raise CommandError(f"{name}: {_one_line(error)}") from error
         if unknown := [lang for lang in languages or () if lang not in known]:
             raise CommandError(f"--lang: unknown language {', '.join(unknown)}: use {', '.join(known)}")
         self._languages = languages
@@ -473,8 +477,8 @@ def _ratio(path: Path) -> float:
         return 0
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+def _one_line(error: Exception) -> str:
+    return textwrap.shorten(str(error) or type(error).__name__, 400, placeholder=" ...")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor
 
 from mstr_hf import cli
@@ -181,6 +183,87 @@ def test_missing_or_foreign_models_are_one_line(folder, capsys, content):
     code, lines, err = _run(capsys, folder, "--model", checkpoint)
     assert (code, lines) == (2, [])
     assert err.startswith(f"mstr: no model in {checkpoint}: ") and len(err.splitlines()) == 1
+
+
+def _edit_config(folder, old, new):
+    path = folder / "config.json"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def _edit_weights(folder, edit):
+    weights = load_file(folder / "model.safetensors")
+    edit(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda folder: _edit_config(folder, '"top_k"', '"top_n"'), "has no field top_n: did you mean top_k?"),
+        (lambda folder: _edit_config(folder, '"freeze_spotter": true', '"freeze_spotter": 3'), "'freeze_spotter' exp"),
+        (lambda folder: _edit_config(folder, '"max_length": 64', '"max_length": 0'), "max_length is 0: give 1 or more"),
+        (lambda folder: _edit_weights(folder, lambda w: w.pop("norm.weight")), "1 missing weights, such as norm.weig"),
+        (lambda folder: _edit_weights(folder, lambda w: w.update(new=w["norm.weight"] + 1)), "1 unexpected weights, "),
+        (lambda folder: _edit_weights(folder, lambda w: w.update({"norm.bias": torch.ones(3)})), "1 mismatched weigh"),
+        (
+            lambda folder: _edit_weights(folder, lambda w: w["encoder.spotter.head.prototypes"].neg_()),
+            "do not match their digest",
+        ),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"cut off"), "weights cannot be read"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{"), ""),
+        (lambda folder: (folder / "processor_config.json").unlink(), ""),
+    ],
+)
+def test_damaged_checkpoints_are_one_line(tiny_checkpoint, folder, capsys, damage, reason):
+    checkpoint = folder / "checkpoint"
+    shutil.copytree(tiny_checkpoint, checkpoint)
+    damage(checkpoint)
+    code, lines, err = _run(capsys, folder / "10.png", "--model", checkpoint)
+    assert (code, lines) == (2, [])
+    assert err.startswith("mstr: ") and str(checkpoint) in err and reason in err
+    assert len(err.splitlines()) == 1 and "Traceback" not in err
+
+
+def test_checkpoint_without_a_bank_is_one_line(folder, capsys, tiny_checkpoint):
+    checkpoint = folder / "checkpoint"
+    shutil.copytree(tiny_checkpoint, checkpoint)
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["spotter_config"]["bank"] = None
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    code, lines, err = _run(capsys, folder / "10.png", "--model", checkpoint)
+    assert (code, lines) == (2, [])
+    assert err.startswith(f"mstr: {checkpoint}: this model has no prototype bank: ") and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("cut.jpg", "cut", "give a complete image file"),
+        ("empty.png", "", "cannot be read"),
+        ("text.png", "text", "not in an image format"),
+        ("wide.png", "20000x10", "20000x10 is more than 20 times as wide as high, cut it into words"),
+        ("dot.png", "1x1", None),
+    ],
+)
+def test_odd_images_are_one_line_beside_a_good_one(tiny_checkpoint, folder, capsys, name, content, reason):
+    path = folder / name
+    if "x" in content and content != "text":
+        Image.new("L", tuple(map(int, content.split("x"))), 200).save(path)
+    elif content == "cut":
+        Image.effect_noise((200, 60), 90).save(path)
+        path.write_bytes(path.read_bytes()[:600])
+    else:
+        path.write_text(content)
+    code, lines, err = _run(capsys, path, folder / "10.png", "--model", tiny_checkpoint)
+    assert lines[-1][0] == str(folder / "10.png")
+    if reason is None:
+        assert (code, len(lines), err) == (0, 2, "")
+    else:
+        assert (code, len(lines), len(err.splitlines())) == (1, 1, 1)
+        assert err.startswith(f"{path}: ") and reason in err
 
 
 def test_model_that_reads_no_words_is_refused(folder, capsys, monkeypatch):

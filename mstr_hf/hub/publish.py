@@ -23,7 +23,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from mstr_hf.hub import handler
 from mstr_hf.hub.cache import CHECKPOINT, repository_files
 from mstr_hf.hub.card import plain_card
-from mstr_hf.models import modeling_mclip, modeling_refiner, modeling_spotter, processing_mstr
+from mstr_hf.models import modeling_mclip, modeling_refiner, modeling_spotter, pipeline_mstr, processing_mstr
 from mstr_hf.models.image_processing_mstr import MAX_RATIO, MSTRImageProcessor
 from mstr_hf.models.modeling_mclip import MCLIPModel
 from mstr_hf.models.modeling_refiner import RefinerModel
@@ -47,8 +47,13 @@ AUTO_MAPS: dict[type, dict[str, str]] = {
     RefinerModel: {
         "AutoConfig": "configuration_refiner.RefinerConfig",
         "AutoModel": "modeling_refiner.RefinerModel",
+        "AutoModelForTextRecognition": "modeling_refiner.RefinerModel",
         **_PROCESSORS,
     },
+}
+# A task of transformers' own before v5, and still that of the Hub.
+PIPELINES = {
+    "image-to-text": {"impl": "pipeline_mstr.SceneTextRecognitionPipeline", "pt": ["AutoModel"], "type": "image"}
 }
 
 SAMPLES = CHECKPOINT.parent / "samples"
@@ -70,7 +75,8 @@ def assemble(
     """Writes a checkpoint that the Auto classes load, with all else that belongs into its repository.
 
     They load it where `mstr_hf` is imported, and with `trust_remote_code=True` where it is not installed. A Spotter or
-    Refiner comes with its bank, its processor and sample images, a Refiner with a handler for Inference Endpoints too.
+    Refiner comes with its bank, its processor and sample images, a Refiner with the code of its pipeline and a handler
+    for Inference Endpoints too.
 
     Args:
         model: It is saved in the precision that it has.
@@ -100,6 +106,8 @@ def assemble(
         for sample in SAMPLES.iterdir():
             shutil.copy(sample, folder / "samples")
     if isinstance(model, RefinerModel):
+        model.config.custom_pipelines = PIPELINES
+        _copy_code(folder, pipeline_mstr)
         # As in `recognise`: the longest reading and its end.
         model.generation_config.max_new_tokens = model.config.spotter_config.max_length + 1
         shutil.copy(inspect.getfile(handler), folder)

@@ -1,14 +1,13 @@
 """Configuration of mCLIP."""
 
-from __future__ import annotations
-
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+
+from .configuration_base import MSTRConfig
 
 
 @strict
-class MCLIPConfig(PreTrainedConfig):
-    """Shape and losses of mCLIP.
+class MCLIPConfig(MSTRConfig):
+    """Shape and losses of mCLIP. Unknown fields and values out of range are refused.
 
     Args:
         vocab_size: Token ids of the prompt tokenizer.
@@ -49,8 +48,10 @@ class MCLIPConfig(PreTrainedConfig):
     subtype_weight: float | int = 0.0
 
     def validate_architecture(self) -> None:
-        """Refuses sizes that do not fit together."""
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
-            )
+        """Refuses sizes that are out of range or do not fit together."""
+        self._check_numbers(1, "vocab_size", "num_rows", "projection_dim", "image_channels", "max_prompt_length")
+        self._check_numbers(0, "arcface_weight", "subtype_weight")
+        self._check_positive("logit_scale_init", "logit_scale_max", "arcface_scale")
+        self._check_layers("hidden_size", self.hidden_size)
+        if not self.image_channels:
+            raise ValueError("image_channels is empty: give a number for each stage of the image tower")

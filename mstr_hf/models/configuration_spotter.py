@@ -1,16 +1,15 @@
 """Configuration of the Spotter."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+
+from .configuration_base import MSTRConfig
 
 
 @strict
-class SpotterConfig(PreTrainedConfig):
-    """Shape of the Spotter, and the bank that it retrieves from.
+class SpotterConfig(MSTRConfig):
+    """Shape of the Spotter, and the bank that it retrieves from. Unknown fields and values out of range are refused.
 
     Args:
         stem_channels: Channels after the first convolution (H/2 x W/2).
@@ -57,16 +56,27 @@ class SpotterConfig(PreTrainedConfig):
     score_temperature: float | int = 1.0
 
     def validate_architecture(self) -> None:
-        """Refuses sizes that do not fit together."""
+        """Refuses sizes that are out of range or do not fit together."""
+        self._check_numbers(1, "stem_channels", "stage_channels", "image_height", "frames_per_column", "projection_dim")
+        self._check_numbers(1, "top_k", "max_length", "num_prototypes", "num_base_prototypes")
+        self._check_numbers(0, "stage_blocks", "alignment_weight")
+        self._check_positive("logit_scale_init", "score_temperature")
         if self.image_height % 16:
             raise ValueError(f"image_height {self.image_height} is not a multiple of 16")
         if len(self.stage_channels) != 3 or len(self.stage_blocks) != 2:
             raise ValueError("stage_channels takes 3 numbers and stage_blocks 2: one for each pyramid level")
-        if self.stage_channels[-1] % self.num_attention_heads:
-            raise ValueError(
-                f"the last of stage_channels, {self.stage_channels[-1]}, is not a multiple of "
-                f"num_attention_heads {self.num_attention_heads}"
-            )
+        self._check_layers("the last of stage_channels", self.stage_channels[-1])
+
+    def validate_bank(self) -> None:
+        """Refuses what is no description of `num_prototypes` rows."""
+        if self.bank is None:
+            return
+        fields = ("characters", "subtypes", "scripts", "languages", "joiners", "mclip_revision")
+        if missing := [name for name in fields if name not in self.bank]:
+            raise ValueError(f"bank has no {', '.join(missing)}: take PrototypeBank.metadata()")
+        described = len(self.bank["characters"])
+        if {len(self.bank["subtypes"]), self.num_prototypes} != {described}:
+            raise ValueError(f"bank describes {described} rows, num_prototypes is {self.num_prototypes}")
 
     @property
     def hidden_size(self) -> int:

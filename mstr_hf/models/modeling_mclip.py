@@ -15,10 +15,12 @@ from torch import distributed, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mclip import MCLIPConfig
-from .layers import EncoderLayer, additive_mask, cosines, init_layer_weights
+from .layers import Attention, EncoderLayer, WholeCheckpointMixin, additive_mask, cosines, init_layer_weights
 
 NUM_SUBTYPES = 4
 DEFAULT_MARGIN = 0.2
@@ -35,6 +37,8 @@ class MCLIPOutput(ModelOutput):
         subtype_loss: Subtype loss, scalar; present where its weight is above 0.
         image_embeds: Unit rows, `[B, D]`.
         text_embeds: Unit rows, `[B, D]`.
+        hidden_states: With `output_hidden_states`: input and output of the text tower's layers, `[B, L, C]` each.
+        attentions: With `output_attentions` and eager attention: their weights, `[B, heads, L, L]` each.
     """
 
     loss: torch.Tensor | None = None
@@ -43,6 +47,8 @@ class MCLIPOutput(ModelOutput):
     subtype_loss: torch.Tensor | None = None
     image_embeds: torch.Tensor | None = None
     text_embeds: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class _ResidualBlock(nn.Module):
@@ -80,7 +86,7 @@ class MCLIPImageTower(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """`[B, 1, H, W]` in -1 to 1 to `[B, D]`."""
-        hidden_states = F.relu(self.norm(self.stem(pixel_values)))
+        hidden_states = F.relu(self.norm(self.stem(pixel_values.to(self.stem.weight.dtype))))
         for block in self.blocks:
             hidden_states = block(hidden_states)
         return self.centre(self.projection(self.pool(hidden_states).flatten(1)))
@@ -140,7 +146,7 @@ def contrastive_loss(similarity: torch.Tensor, rows: torch.Tensor) -> torch.Tens
     return (image_to_text + text_to_image) / 2
 
 
-class MCLIPModel(PreTrainedModel):
+class MCLIPModel(WholeCheckpointMixin, PreTrainedModel):
     """Character images and prompts in one space; see the module's docstring."""
 
     config_class = MCLIPConfig
@@ -149,6 +155,9 @@ class MCLIPModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["EncoderLayer", "_ResidualBlock"]
+    _can_record_outputs = {"hidden_states": EncoderLayer, "attentions": Attention}
+    # The loss is a mean over the batch, so that Trainer has to divide it by its steps of gradient accumulation.
+    accepts_loss_kwargs = False
 
     def __init__(self, config: MCLIPConfig):
         super().__init__(config)
@@ -171,6 +180,14 @@ class MCLIPModel(PreTrainedModel):
             if module.config.arcface_weight:
                 init.normal_(module.arcface_centres, std=module.config.projection_dim**-0.5)
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The table of prompt tokens."""
+        return self.text_tower.token_embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the table of prompt tokens."""
+        self.text_tower.token_embedding = value
+
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Unit embeddings `[B, D]` of character crops `[B, 1, H, W]`."""
         return F.normalize(self.image_tower(pixel_values), dim=-1)
@@ -181,6 +198,7 @@ class MCLIPModel(PreTrainedModel):
         """Unit embeddings `[B, D]` of prompts `[B, L]`."""
         return F.normalize(self.text_tower(input_ids, attention_mask), dim=-1)
 
+    @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -189,7 +207,7 @@ class MCLIPModel(PreTrainedModel):
         rows: torch.Tensor | None = None,
         subtypes: torch.Tensor | None = None,
         margins: torch.Tensor | None = None,
-        **kwargs: object,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MCLIPOutput:
         """Embeds pairs of crops and prompts and, given their characters, scores them.
 
@@ -200,6 +218,7 @@ class MCLIPModel(PreTrainedModel):
             rows: Bank row of each pair, `[B]`; asks for the loss.
             subtypes: Subtype of each pair, `[B]`; needed where the subtype loss has a weight.
             margins: ArcFace margin of each pair in radians, `[B]` (see :meth:`margin`).
+            **kwargs: `output_hidden_states`, `output_attentions` and `return_dict`, as everywhere in transformers.
 
         Returns:
             MCLIPOutput.

@@ -8,18 +8,20 @@ alphabet.
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_spotter import SpotterConfig
-from .layers import EncoderLayer, additive_mask, cosines, init_layer_weights
+from .layers import Attention, EncoderLayer, WholeCheckpointMixin, additive_mask, cosines, init_layer_weights
 from .prototype_bank import BankError, PrototypeBank
 
 # Token id of bank row 0: special and prompt tokens come first (see the tokenizer).
@@ -37,11 +39,15 @@ class SpotterOutput(ModelOutput):
         similarity: Cosine to each bank row, `[B, T, N]`; argmax picks the character.
         blank_similarity: Cosine to the blank row, `[B, T]`.
         frame_mask: True on frames of the image, `[B, T]`.
-        top_k_ids: Token ids of the best characters of each step, in logical order, `[B, L, K]`.
-        top_k_scores: Their cosines, `[B, L, K]`; 0 on padding.
+        top_k_ids: Token ids of the best characters of each step, in logical order, `[B, L, K]`; 0 on padding, and where
+            the bank has fewer than K rows. Absent, like the next two, from a training step: what only needs the loss
+            does not pay for a reading.
+        top_k_scores: Their cosines, `[B, L, K]`; 0 on padding, -1 where the bank has fewer than K rows.
         character_mask: True on steps that hold a character, `[B, L]`.
         feature_maps: Pyramid, fine to coarse: `[B, C, H, W/4]` each.
         column_mask: True on columns of the image, `[B, W/4]`.
+        hidden_states: With `output_hidden_states`: input and output of the Transformer layers, `[B, S, C]` each.
+        attentions: With `output_attentions` and eager attention: their weights, `[B, heads, S, S]` each.
     """
 
     loss: torch.Tensor | None = None
@@ -54,6 +60,8 @@ class SpotterOutput(ModelOutput):
     character_mask: torch.Tensor | None = None
     feature_maps: tuple[torch.Tensor, ...] | None = None
     column_mask: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class MaskedConv(nn.Module):
@@ -111,6 +119,7 @@ class SpotterBackbone(nn.Module):
         self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor
     ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
         """`[B, 1, H, W]`, `[B, W]` to the three levels and the column mask `[B, W/4]`."""
+        pixel_values = pixel_values.to(self.stem.conv.weight.dtype)
         columns = pixel_mask[:, ::4]
         half = pixel_mask[:, None, None, ::2].to(pixel_values.dtype)
         quarter = columns[:, None, None, :].to(pixel_values.dtype)
@@ -132,7 +141,7 @@ class SpotterBackbone(nn.Module):
         return (fine, middle, coarse), columns
 
 
-class SpotterPreTrainedModel(PreTrainedModel):
+class SpotterPreTrainedModel(WholeCheckpointMixin, PreTrainedModel):
     """Initialisation and flags of the Spotter."""
 
     config_class = SpotterConfig
@@ -141,8 +150,11 @@ class SpotterPreTrainedModel(PreTrainedModel):
     input_modalities = "image"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["ResidualBlock", "EncoderLayer"]
+    _no_split_modules = ["SpotterBackbone", "RetrievalHead"]
     _keep_in_fp32_modules_strict = ["prototypes"]
+    _can_record_outputs = {"hidden_states": EncoderLayer, "attentions": Attention}
+    # The loss is a mean over the batch, so that Trainer has to divide it by its steps of gradient accumulation.
+    accepts_loss_kwargs = False
 
     def _init_weights(self, module: nn.Module) -> None:
         init_layer_weights(module)
@@ -181,6 +193,14 @@ class RetrievalHead(nn.Module):
         self.register_buffer("prototypes", random_unit_rows(config.num_prototypes, config.projection_dim))
         self.register_buffer("directions", bank_directions(config), persistent=False)
 
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
+        rows = self.prototypes
+        super()._apply(fn, recurse)
+        # `.half()` and the like: the bank keeps its precision, whatever the weights', and so its digest.
+        if self.prototypes.dtype != rows.dtype:
+            self.prototypes = rows.to(self.prototypes.device)
+        return self
+
     def embed(self, coarse: torch.Tensor) -> torch.Tensor:
         """Last level `[B, C, H/16, W/4]` to unit embeddings `[B, T, D]`."""
         batch, channels, height, width = coarse.shape
@@ -192,6 +212,11 @@ class RetrievalHead(nn.Module):
         """Embeddings `[..., D]` to cosines with the bank `[..., N]` and with the blank row `[...]`."""
         blank = F.normalize(self.blank.float(), dim=-1)
         return cosines(embeddings, self.prototypes), cosines(embeddings, blank)
+
+    def forward(self, coarse: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Last level to embeddings `[B, T, D]` and their cosines with the bank `[B, T, N]` and the blank `[B, T]`."""
+        embeddings = self.embed(coarse)
+        return embeddings, *self.retrieve(embeddings)
 
     @property
     def scale(self) -> torch.Tensor:
@@ -207,6 +232,14 @@ class SpotterModel(SpotterPreTrainedModel):
         self.backbone = SpotterBackbone(config)
         self.head = RetrievalHead(config)
         self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """What images go through first."""
+        return self.backbone.stem
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces what images go through first."""
+        self.backbone.stem = value
 
     def set_bank(self, bank: PrototypeBank, base: bool = False) -> None:
         """Puts a bank into the model.
@@ -240,12 +273,20 @@ class SpotterModel(SpotterPreTrainedModel):
         """The bank in the model.
 
         Raises:
-            BankError: If it was never given one.
+            BankError: If it was never given one, or its rows are not those that it was trained with.
         """
-        if self.config.bank is None:
+        config = self.config
+        if config.bank is None:
             raise BankError("this model has no prototype bank: give it one with set_bank, or load a trained checkpoint")
-        return PrototypeBank.from_metadata(self.config.bank, self.head.prototypes.detach().cpu())
+        bank = PrototypeBank.from_metadata(config.bank, self.head.prototypes.detach().cpu())
+        if bank.digest(config.num_base_prototypes) != config.base_digest:
+            raise BankError(
+                f"the first {config.num_base_prototypes} rows of the bank in this model do not match their digest: the "
+                "checkpoint was changed, or mixed from two; fetch it again, or give it its own bank with set_bank"
+            )
+        return bank
 
+    @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -253,7 +294,7 @@ class SpotterModel(SpotterPreTrainedModel):
         labels: torch.Tensor | None = None,
         frame_labels: torch.Tensor | None = None,
         row_mask: torch.Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SpotterOutput:
         """Spots characters.
 
@@ -265,6 +306,7 @@ class SpotterModel(SpotterPreTrainedModel):
                 synthetic word's character positions. Adds the alignment loss, which spares CTC its long search for an
                 alignment.
             row_mask: Bank rows that may be read, bool `[N]` or `[B, N]` (language mask).
+            **kwargs: `output_hidden_states`, `output_attentions` and `return_dict`, as everywhere in transformers.
 
         Returns:
             SpotterOutput.
@@ -272,17 +314,19 @@ class SpotterModel(SpotterPreTrainedModel):
         if pixel_mask is None:
             pixel_mask = torch.ones_like(pixel_values[:, 0, 0], dtype=torch.bool)
         levels, columns = self.backbone(pixel_values, pixel_mask.bool())
-        embeddings = self.head.embed(levels[-1])
-        similarity, blank_similarity = self.head.retrieve(embeddings)
+        embeddings, similarity, blank_similarity = self.head(levels[-1])
         frame_mask = columns.repeat_interleave(self.config.frames_per_column, dim=1)
         loss = None
         if labels is not None:
             loss = self._loss(similarity, blank_similarity, frame_mask, labels, frame_labels)
         if row_mask is not None:
             similarity = similarity.masked_fill(~row_mask[..., None, :].to(similarity.device), -1.0)
-        ids, scores, character_mask = collapse_frames(
-            similarity, blank_similarity, frame_mask, self.head.directions, self.config.top_k, self.config.max_length
-        )
+        ids = scores = character_mask = None
+        if labels is None or not self.training:
+            config, directions = self.config, self.head.directions
+            ids, scores, character_mask = collapse_frames(
+                similarity, blank_similarity, frame_mask, directions, config.top_k, config.max_length
+            )
         return SpotterOutput(
             loss=loss,
             embeddings=embeddings,
@@ -369,7 +413,8 @@ def collapse_frames(
         max_length: Steps at most; L = min(T, max_length).
 
     Returns:
-        Token ids `[B, L, K]` in logical order, cosines `[B, L, K]`, mask `[B, L]`.
+        Token ids `[B, L, K]` in logical order, cosines `[B, L, K]`, mask `[B, L]`. A bank of fewer than K rows leaves
+        ids 0 and cosines -1, the least there is.
     """
     batch, frames, rows = similarity.shape
     best, row = similarity.max(-1)
@@ -392,7 +437,9 @@ def collapse_frames(
     frame = frame.gather(1, order)
     hypotheses = similarity.gather(1, frame[..., None].expand(-1, -1, rows))
     scores, ids = hypotheses.topk(min(top_k, rows), dim=-1)
-    return (ids + TOKEN_OFFSET) * mask[..., None], scores * mask[..., None], mask
+    missing = (0, top_k - ids.shape[-1])
+    ids, scores = F.pad(ids + TOKEN_OFFSET, missing), F.pad(scores, missing, value=-1.0)
+    return ids * mask[..., None], scores * mask[..., None], mask
 
 
 def logical_order(directions: torch.Tensor, count: torch.Tensor) -> torch.Tensor:

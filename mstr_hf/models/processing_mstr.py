@@ -8,7 +8,7 @@ from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
-from transformers.utils import TensorType
+from transformers.utils import ModelOutput, TensorType
 
 from .image_processing_mstr import ImageSource
 from .text import display, normalise
@@ -72,6 +72,24 @@ class MSTRProcessor(ProcessorMixin):
     def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
         """Returns the texts (NFC) of sequences of token ids; see the tokenizer's `batch_decode`."""
         return [display(text) for text in self.tokenizer.batch_decode(*args, **kwargs)]
+
+    def post_process_text_recognition(self, outputs: ModelOutput) -> list[dict[str, Any]]:
+        """Turns what the Refiner makes of images into text, as transformers' own text recognisers do.
+
+        Args:
+            outputs: `model(**inputs)`, with the images alone as inputs.
+
+        Returns:
+            For each image `text` (NFC) and `score`, the confidence that all of it is right.
+
+        Raises:
+            ValueError: If the outputs are not those of such a call.
+        """
+        if getattr(outputs, "sequences", None) is None:
+            raise ValueError("no readings in these outputs: call the Refiner with images alone, model(**inputs)")
+        texts = self.batch_decode(outputs.sequences, skip_special_tokens=True)
+        scores = outputs.sequences_scores.tolist()
+        return [{"text": text, "score": score} for text, score in zip(texts, scores, strict=True)]
 
     @property
     def model_input_names(self) -> list[str]:

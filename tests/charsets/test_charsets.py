@@ -6,6 +6,8 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mstr_hf import charsets
 from mstr_hf.charsets import CharsetError, available_languages, load_charset, load_charsets
@@ -296,3 +298,43 @@ def test_korean_is_written_in_jamo():
     assert normalise("닭") == "\u1103\u1161\u11b0" and display(normalise("한국어")) == "한국어"
     # A row for each jamo writes every syllable there is.
     assert set(normalise("".join(map(chr, range(0xAC00, 0xD7A4))))) == set(letters)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+HINDI = json.loads((FOLDER / "hi.json").read_text(encoding="utf-8"))
+COMMON = st.lists(st.tuples(st.text(max_size=2), st.integers(-1, 4)).map(list), max_size=3)
+CHARACTERS = st.lists(st.text(max_size=2) | st.sampled_from(HINDI["letters"] + HINDI["diacritics"]), max_size=3)
+
+
+@st.composite
+def changed_fields(draw):
+    """A charset's fields after one change: some characters more, a field of any content, or a field less."""
+    fields = copy.deepcopy(HINDI)
+    name = draw(st.sampled_from([*sorted(fields), "new"]))
+    kind = draw(st.sampled_from(["more", "other", "none"]))
+    if kind == "more" and isinstance(fields.get(name), list):
+        fields[name] += draw(COMMON if name == "common" else CHARACTERS)
+    elif kind == "none":
+        fields.pop(name, None)
+    else:
+        fields[name] = draw(JSON)
+    return fields
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changed_fields() | JSON)
+def test_any_charset_is_loaded_by_the_rules_or_refused_in_one_line(load, fields):
+    try:
+        charset = load(fields)
+    except CharsetError as error:
+        assert "hi.json: " in str(error) and len(str(error).splitlines()) == 1
+        return
+    assert len({character for character, _ in charset.entries}) == len(charset.entries)
+    for character, subtype in charset.entries:
+        assert len(character) == 1 and unicodedata.normalize("NFKD", character) == character
+        assert character in charset.joiners or charsets.subtype_of(character) == subtype
+    assert {charset.virama, charset.nukta} <= {*charset.diacritics, ""}

@@ -16,12 +16,14 @@ from mstr_hf.models import modeling_refiner
 from mstr_hf.models.prototype_bank import BankError
 
 CODE = [
+    "configuration_base",
     "configuration_refiner",
     "configuration_spotter",
     "image_processing_mstr",
     "layers",
     "modeling_refiner",
     "modeling_spotter",
+    "pipeline_mstr",
     "processing_mstr",
     "prototype_bank",
     "text",

@@ -5,7 +5,7 @@ import unicodedata
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import AutoModel
+from transformers import AutoModel, EncoderDecoderCache, StaticCache
 
 import mstr_hf  # noqa: F401 (registers the Auto classes)
 from mstr_hf.models.configuration_refiner import RefinerConfig
@@ -386,3 +386,91 @@ def test_bfloat16_reads(trained, bank, images, words, tmp_path):
     for reading in readings:
         check_reading(reading, bank, 1)
     assert sum(reading["text"] == word for reading, word in zip(readings, words, strict=True)) >= 3
+
+
+@torch.no_grad()
+def test_float16_reads(trained, bank, images, words, tmp_path):
+    trained.save_pretrained(tmp_path)
+    half = AutoModel.from_pretrained(tmp_path, dtype=torch.float16)
+    readings = half.recognise(**images, num_alternatives=1)
+    for reading in readings:
+        check_reading(reading, bank, 1)
+    assert sum(reading["text"] == word for reading, word in zip(readings, words, strict=True)) >= 3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("device_map", ["auto", {"": "cpu"}])
+def test_device_map(trained, images, tmp_path, device_map):
+    trained.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path, device_map=device_map)
+    assert loaded.recognise(**images) == trained.recognise(**images)
+
+
+# -------------------- in transformers' habit
+
+
+@torch.no_grad()
+def test_images_alone_are_read(trained, bank, images, words):
+    expected = trained.recognise(**images)
+    output = trained(**images)
+    texts = ["".join(bank.characters[i - TOKEN_OFFSET] for i in row if i) for row in output.sequences.tolist()]
+    assert texts == words == [reading["text"] for reading in expected]
+    assert output.sequences_scores.tolist() == pytest.approx([reading["score"] for reading in expected])
+    mask = bank.language_mask(["ar"])
+    arabic = trained(**images, row_mask=mask).sequences
+    assert mask[arabic[arabic > 0] - TOKEN_OFFSET].all()
+    assert arabic.shape[0] == len(words)
+
+
+@torch.no_grad()
+def test_hidden_states_and_attentions(refiner, images, labels):
+    refiner.set_attn_implementation("eager")
+    plain = refiner(**images, labels=labels)
+    assert not {"decoder_hidden_states", "decoder_attentions", "cross_attentions", "encoder_attentions"} & plain.keys()
+    output = refiner(**images, labels=labels, output_attentions=True, output_hidden_states=True)
+    steps, memory = labels.shape[1] + 1, output.memory_mask.shape[1]
+    layers = len(refiner.layers)
+    assert len(output.decoder_hidden_states) == layers + 1
+    assert len(output.decoder_attentions) == len(output.cross_attentions) == layers
+    assert output.decoder_attentions[0].shape[2:] == (steps, steps)
+    assert output.cross_attentions[0].shape[2:] == (steps, memory)
+    assert output.cross_attentions[0].masked_select(~output.memory_mask[:, None, None]).max() == 0
+    spotter = refiner.spotter(**images, output_attentions=True, output_hidden_states=True)
+    assert all(map(torch.equal, output.encoder_hidden_states, spotter.hidden_states))
+    assert all(map(torch.equal, output.encoder_attentions, spotter.attentions))
+    generated = refiner.generate(**images, max_new_tokens=3, output_attentions=True, return_dict_in_generate=True)
+    assert generated.cross_attentions[0][0].shape[-1] == memory
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("static", [False, True])
+def test_decoding_step_compiles_without_graph_breaks(refiner, images, labels, static):
+    encoder_outputs = refiner.encoder(**images)
+    ids = torch.full((len(labels), 1), BOS)
+
+    def caches():
+        if not static:
+            return None
+        size = {"max_cache_len": 8}
+        own = StaticCache(config=refiner.config.text_config, **size)
+        cross = StaticCache(
+            config=refiner.config.text_config, max_cache_len=encoder_outputs.last_hidden_state.shape[1]
+        )
+        return EncoderDecoderCache(own, cross)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(refiner, backend="eager", fullgraph=True)
+    call = {"decoder_input_ids": ids, "encoder_outputs": encoder_outputs}
+    expected = refiner(**call, past_key_values=caches()).logits
+    torch.testing.assert_close(compiled(**call, past_key_values=caches()).logits, expected)
+
+
+def test_bank_of_fewer_rows_than_hypotheses_is_read_and_trained(make_spotter, images):
+    rows = F.normalize(torch.randn(3, 24, generator=torch.Generator().manual_seed(3)), dim=-1)
+    bank = PrototypeBank(rows, "abc", [0] * 3, ["Latn"] * 3, [["en"]] * 3)
+    model = make_refiner(make_spotter(bank))
+    assert model.config.spotter_config.top_k > len(bank)
+    for reading in model.recognise(**images, num_alternatives=2, gate_threshold=2.0):
+        check_reading(reading, bank, 2)
+    labels = torch.full((len(images["pixel_values"]), 1), TOKEN_OFFSET)
+    assert model.train()(**images, labels=labels).loss.isfinite()

@@ -23,13 +23,15 @@ from mstr_hf.models.text import visual_order
 
 # Letters of both directions, both kinds of numbers, marks, joiners, brackets and other neutrals.
 ALPHABET = "abकسلمא12٣٤.-(%\u064e\u0301\u200d₹"
-DIRECTIONS = bank_directions(SpotterConfig(num_prototypes=len(ALPHABET), bank={"characters": ALPHABET}))
 
 
 def tiny_bank(characters: str, dimensions: int = 24, seed: int = 0) -> PrototypeBank:
     count = len(characters)
     rows = F.normalize(torch.randn(count, dimensions, generator=torch.Generator().manual_seed(seed)), dim=-1)
     return PrototypeBank(rows, characters, [0] * count, ["Zyyy"] * count, [["en"]] * count)
+
+
+DIRECTIONS = bank_directions(SpotterConfig(num_prototypes=len(ALPHABET), bank=tiny_bank(ALPHABET).metadata()))
 
 
 def texts(output: SpotterOutput, bank: PrototypeBank) -> list[str]:
@@ -114,6 +116,13 @@ def test_blank_wins_where_cosines_are_equal():
     similarity, blank = torch.tensor([[[0.1, 0.5], [0.6, 0.1]]]), torch.tensor([[0.5, 0.5]])
     _, scores, mask = collapse_frames(similarity, blank, torch.ones(1, 2).bool(), torch.tensor([1, 1]), 1, 9)
     assert mask.tolist() == [[True, False]] and scores[0, 0, 0] == similarity[0, 1, 0]
+
+
+def test_bank_of_fewer_rows_than_hypotheses():
+    similarity, blank = torch.tensor([[[0.9, 0.1], [-0.5, -0.5]]]), torch.tensor([[0.0, 0.0]])
+    ids, scores, _ = collapse_frames(similarity, blank, torch.ones(1, 2).bool(), torch.tensor([1, 1]), 4, 9)
+    assert ids.tolist() == [[[TOKEN_OFFSET, TOKEN_OFFSET + 1, 0, 0], [0] * 4]]
+    assert scores[0, 0].tolist() == pytest.approx([0.9, 0.1, -1, -1]) and scores[0, 1].tolist() == [0] * 4
 
 
 # -------------------- scores
@@ -426,3 +435,87 @@ def test_size_and_work_of_the_standard_shape():
     with counter, torch.no_grad():
         model(torch.zeros(1, 1, 32, 128))
     assert 0.1e9 < counter.get_total_flops() / 2 < 0.4e9  # two operations are one multiplication and addition
+
+
+# -------------------- training
+
+
+def test_training_step_pays_for_no_reading(spotter, images, labels):
+    output = spotter.train()(**images, labels=labels)
+    assert output.loss.requires_grad
+    assert output.top_k_ids is output.top_k_scores is output.character_mask is None
+    assert spotter(**images).top_k_ids is not None
+    assert spotter.eval()(**images, labels=labels).top_k_ids is not None
+
+
+def test_low_rank_adapters(spotter, images, labels):
+    peft = pytest.importorskip("peft", reason="missing: peft: pip install '.[test]'")
+    adapted = peft.get_peft_model(
+        spotter, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj", "head.projection"], init_lora_weights=False)
+    )
+    trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    assert trained and all("lora_" in name for name in trained)
+    frozen = {name: tensor.clone() for name, tensor in adapted.state_dict().items() if "lora_" not in name}
+    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss = adapted(**images, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert all(torch.equal(tensor, frozen[name]) for name, tensor in adapted.state_dict().items() if name in frozen)
+    with torch.no_grad():
+        before = adapted(**images)
+        merged = adapted.merge_and_unload()
+        after = merged(**images)
+    assert type(merged) is SpotterModel
+    torch.testing.assert_close(after.similarity, before.similarity, atol=1e-5, rtol=1e-4)
+
+
+# -------------------- precision, devices
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_bank_keeps_its_precision(spotter, bank, images, dtype):
+    full = spotter(**images)
+    half = spotter.to(dtype)
+    assert half.backbone.norm.weight.dtype == dtype and half.head.prototypes.dtype == torch.float32
+    assert half.get_bank().digest() == bank.digest()
+    output = half(**images)  # images in full precision, as the processor makes them
+    mask = output.frame_mask
+    assert output.similarity.dtype == torch.float32
+    assert (output.similarity - full.similarity)[mask].abs().max() < 0.1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("device_map", ["auto", "cpu", {"backbone": "cpu", "head": "cpu"}])
+def test_device_map(spotter, images, tmp_path, device_map):
+    spotter.save_pretrained(tmp_path)
+    loaded = SpotterModel.from_pretrained(tmp_path, device_map=device_map)
+    assert torch.equal(loaded(**images).similarity.cpu(), spotter(**images).similarity)
+
+
+def test_checkpoints_that_do_not_fit_are_refused(spotter, tmp_path):
+    for name, change, reason in (
+        ("missing", {"head.blank": None}, "1 missing weights, such as head.blank"),
+        ("unexpected", {"head.more": torch.ones(2)}, "1 unexpected weights, such as head.more"),
+        ("mismatched", {"head.blank": torch.ones(3)}, "1 mismatched weights, such as head.blank"),
+    ):
+        state = {**spotter.state_dict(), **change}
+        spotter.save_pretrained(
+            tmp_path / name, state_dict={key: tensor for key, tensor in state.items() if tensor is not None}
+        )
+        with pytest.raises(ValueError, match=f"{name}: {reason}: the checkpoint is cut off or of another version"):
+            SpotterModel.from_pretrained(tmp_path / name)
+    _, report = SpotterModel.from_pretrained(tmp_path / "missing", output_loading_info=True)
+    assert report["missing_keys"] == {"head.blank"}
+
+
+def test_rows_that_do_not_match_their_digest_are_refused(spotter, tmp_path):
+    spotter.head.prototypes[0] *= -1
+    spotter.save_pretrained(tmp_path)
+    with pytest.raises(BankError, match=r"rows of the bank in this model do not match their digest.*fetch it again"):
+        SpotterModel.from_pretrained(tmp_path).get_bank()

@@ -1,5 +1,7 @@
 """Averages real, tiny Spotters."""
 
+import copy
+import dataclasses
 import importlib.util
 from pathlib import Path
 
@@ -19,7 +21,7 @@ def script():
 
 @pytest.fixture
 def spotters(tiny_refiner):
-    first, second = tiny_refiner.spotter, type(tiny_refiner.spotter)(tiny_refiner.spotter.config)
+    first, second = tiny_refiner.spotter, type(tiny_refiner.spotter)(copy.deepcopy(tiny_refiner.spotter.config))
     second.load_state_dict(first.state_dict())
     with torch.no_grad():
         for parameter in second.parameters():
@@ -39,6 +41,7 @@ def test_weights_are_the_mean_and_the_bank_stays_as_it_is(script, spotters):
 
 def test_other_banks_are_refused(script, spotters):
     first, second = spotters
-    second.head.prototypes = second.head.prototypes.flip(0)
+    bank = second.get_bank()
+    second.set_bank(dataclasses.replace(bank, prototypes=bank.prototypes.flip(0)), base=True)
     with pytest.raises(ValueError, match="different banks"):
         script.average(first, second, 0.5)

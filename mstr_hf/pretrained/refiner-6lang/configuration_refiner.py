@@ -1,18 +1,17 @@
 """Configuration of the Refiner."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .configuration_base import MSTRConfig
 from .configuration_spotter import SpotterConfig
 
 
 @strict
-class RefinerDecoderConfig(PreTrainedConfig):
-    """Shape of the Refiner's decoder.
+class RefinerDecoderConfig(MSTRConfig):
+    """Shape of the Refiner's decoder. Unknown fields and values out of range are refused.
 
     Args:
         hidden_size: Width.
@@ -35,10 +34,17 @@ class RefinerDecoderConfig(PreTrainedConfig):
     max_position_embeddings: int = 66
     vocab_size: int = 640
 
+    def validate_architecture(self) -> None:
+        """Refuses sizes that are out of range or do not fit together."""
+        self._check_numbers(1, "hidden_size", "max_position_embeddings", "vocab_size")
+        self._check_layers("hidden_size", self.hidden_size)
+        if self.hidden_size % 2:
+            raise ValueError(f"hidden_size {self.hidden_size} is odd: position codes come in pairs")
+
 
 @strict
-class RefinerConfig(PreTrainedConfig):
-    """A Spotter and the decoder that corrects it.
+class RefinerConfig(MSTRConfig):
+    """A Spotter and the decoder that corrects it. Unknown fields and values out of range are refused.
 
     Args:
         spotter_config: The Spotter's configuration.
@@ -56,8 +62,9 @@ class RefinerConfig(PreTrainedConfig):
     model_type = "mstr_refiner"
     sub_configs = {"spotter_config": SpotterConfig, "text_config": RefinerDecoderConfig}
 
-    spotter_config: dict[str, Any] | SpotterConfig | None = None
-    text_config: dict[str, Any] | RefinerDecoderConfig | None = None
+    # Any class of configuration, as remote code may have loaded its own copy of these.
+    spotter_config: dict[str, Any] | PreTrainedConfig | None = None
+    text_config: dict[str, Any] | PreTrainedConfig | None = None
     logit_scale_init: float | int = 16.0
     freeze_spotter: bool = True
     # Not "temperature", which transformers would take for that of sampling.
@@ -76,3 +83,8 @@ class RefinerConfig(PreTrainedConfig):
         if not isinstance(self.text_config, PreTrainedConfig):
             self.text_config = RefinerDecoderConfig(**(self.text_config or {}))
         super().__post_init__(**kwargs)
+
+    def validate_numbers(self) -> None:
+        """Refuses numbers that are out of range."""
+        self._check_positive("logit_scale_init", "score_temperature")
+        self._check_numbers(0, "gate_threshold")

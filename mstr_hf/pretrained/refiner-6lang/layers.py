@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedConfig
 from transformers import initialization as init
@@ -12,6 +14,54 @@ from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+class WholeCheckpointMixin:
+    """Refuses checkpoints whose weights are not the model's; transformers would make up what is missing."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Any,
+        *args: Any,
+        output_loading_info: bool = False,
+        ignore_mismatched_sizes: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Loads a model as transformers does (see `PreTrainedModel.from_pretrained`).
+
+        Args:
+            pretrained_model_name_or_path: Folder or Hub repository.
+            output_loading_info: True gives the model and transformers' report of what did not fit, and leaves it to
+                the caller.
+            ignore_mismatched_sizes: True makes up weights that have another size in the checkpoint.
+
+        Raises:
+            ValueError: If weights cannot be read; or if they are missing, left over or of another size, and no report
+                was asked for.
+        """
+        name = pretrained_model_name_or_path
+        kwargs |= {
+            "output_loading_info": True,
+            # Mismatches are reported below, by name.
+            "ignore_mismatched_sizes": ignore_mismatched_sizes or not output_loading_info,
+        }
+        try:
+            model, report = super().from_pretrained(name, *args, **kwargs)  # type: ignore[misc]
+        except SafetensorError as error:
+            raise ValueError(f"{name}: its weights cannot be read ({error}): cut off; fetch them again") from error
+        if output_loading_info:
+            return model, report
+        misfits = {kind: sorted(map(str, report[f"{kind}_keys"])) for kind in ("missing", "unexpected")}
+        if not ignore_mismatched_sizes:
+            misfits["mismatched"] = sorted(str(key[0]) for key in report["mismatched_keys"])
+        for kind, names in misfits.items():
+            if names:
+                raise ValueError(
+                    f"{name}: {len(names)} {kind} weights, such as {names[0]}: the checkpoint is cut off or of another "
+                    "version of mstr_hf; fetch it again, or install the version that wrote it"
+                )
+        return model
 
 
 def eager_attention(
@@ -172,17 +222,17 @@ class DecoderLayer(GradientCheckpointingLayer):
         attention_mask: torch.Tensor | None,
         memory_mask: torch.Tensor | None,
         past_key_values: Cache | None = None,
-    ) -> torch.Tensor:
-        """States `[B, T, C]` over a memory `[B, S, C]`; both masks are additive."""
-        attended, _ = self.self_attn(
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """States `[B, T, C]` over a memory `[B, S, C]` to states and both attentions' weights; masks are additive."""
+        attended, self_weights = self.self_attn(
             self.self_attn_norm(hidden_states), attention_mask=attention_mask, past_key_values=past_key_values
         )
         hidden_states = hidden_states + attended
-        attended, _ = self.cross_attn(
+        attended, cross_weights = self.cross_attn(
             self.cross_attn_norm(hidden_states), memory, memory_mask, past_key_values=past_key_values
         )
         hidden_states = hidden_states + attended
-        return hidden_states + self.mlp(self.mlp_norm(hidden_states))
+        return hidden_states + self.mlp(self.mlp_norm(hidden_states)), self_weights, cross_weights
 
 
 def init_layer_weights(module: nn.Module) -> None:

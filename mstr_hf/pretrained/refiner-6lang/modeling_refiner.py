@@ -19,10 +19,12 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.generation import GenerationMixin
-from transformers.utils import ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithCrossAttentions
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_refiner import RefinerConfig
-from .layers import DecoderLayer, additive_mask, cosines, init_layer_weights
+from .layers import DecoderLayer, WholeCheckpointMixin, additive_mask, cosines, init_layer_weights
 from .modeling_spotter import IGNORED, TOKEN_OFFSET, SpotterModel, SpotterOutput
 from .prototype_bank import PrototypeBank
 from .text import display
@@ -38,10 +40,14 @@ class RefinerEncoderOutput(ModelOutput):
     Attributes:
         last_hidden_state: Prefix memory (`max_length` rows), then visual memory, `[B, S, C]`.
         memory_mask: True where there is something to attend to, `[B, S]`.
+        hidden_states: Those of the Spotter's layers, where asked for.
+        attentions: Those of the Spotter's layers, where asked for.
     """
 
     last_hidden_state: torch.Tensor | None = None
     memory_mask: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -53,15 +59,30 @@ class RefinerOutput(ModelOutput):
         logits: Scaled cosines to the special rows and the bank, `[B, T, V]`; ids that are no output have -inf-like
             values.
         past_key_values: Cache of the decoder.
+        decoder_hidden_states: With `output_hidden_states`: input and output of the decoder's layers, `[B, T, C]` each.
+        decoder_attentions: With `output_attentions` and eager attention: their weights, `[B, heads, T, T]` each.
+        cross_attentions: With `output_attentions` and eager attention: weights on the memory, `[B, heads, T, S]` each.
         encoder_last_hidden_state: Memory, `[B, S, C]`.
+        encoder_hidden_states: As `decoder_hidden_states`, of the Spotter's layers.
+        encoder_attentions: As `decoder_attentions`, of the Spotter's layers.
         memory_mask: `[B, S]`.
+        sequences: Token ids of the readings, `[B, L]`, padded with 0. A call with images alone gives this and the next
+            one, and nothing else.
+        sequences_scores: Confidence that all of a reading is right, `[B]`.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     past_key_values: Cache | None = None
+    decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    decoder_attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
     encoder_last_hidden_state: torch.Tensor | None = None
+    encoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    encoder_attentions: tuple[torch.Tensor, ...] | None = None
     memory_mask: torch.Tensor | None = None
+    sequences: torch.Tensor | None = None
+    sequences_scores: torch.Tensor | None = None
 
 
 def sinusoids(positions: torch.Tensor, size: int) -> torch.Tensor:
@@ -141,11 +162,15 @@ class RefinerEncoder(nn.Module):
         self.visual_memory = VisualMemory(config)
 
     def spot(
-        self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None, row_mask: torch.Tensor | None = None
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor | None,
+        row_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SpotterOutput:
         """The Spotter's output, without gradient where the Spotter is frozen."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_spotter):
-            return self.spotter(pixel_values, pixel_mask, row_mask=row_mask)
+            return self.spotter(pixel_values, pixel_mask, row_mask=row_mask, **{**kwargs, "return_dict": True})
 
     def remember(self, spotted: SpotterOutput) -> RefinerEncoderOutput:
         """Memories of what was spotted."""
@@ -157,6 +182,8 @@ class RefinerEncoder(nn.Module):
         return RefinerEncoderOutput(
             last_hidden_state=torch.cat([F.pad(prefix, (0, 0, 0, spare)), visual], 1),
             memory_mask=torch.cat([F.pad(spotted.character_mask, (0, spare)), visual_mask], 1),
+            hidden_states=spotted.hidden_states,
+            attentions=spotted.attentions,
         )
 
     def forward(
@@ -164,13 +191,13 @@ class RefinerEncoder(nn.Module):
         pixel_values: torch.Tensor,
         pixel_mask: torch.Tensor | None = None,
         row_mask: torch.Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> RefinerEncoderOutput:
         """Images `[B, 1, H, W]` and mask `[B, W]` to memory."""
-        return self.remember(self.spot(pixel_values, pixel_mask, row_mask))
+        return self.remember(self.spot(pixel_values, pixel_mask, row_mask, **kwargs))
 
 
-class RefinerModel(PreTrainedModel, GenerationMixin):
+class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
     """Reads words: Spotter, gate, refinement and scores in one method, :meth:`recognise`."""
 
     config_class = RefinerConfig
@@ -179,8 +206,11 @@ class RefinerModel(PreTrainedModel, GenerationMixin):
     input_modalities = "image"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["ResidualBlock", "EncoderLayer", "DecoderLayer"]
+    _no_split_modules = ["RefinerEncoder", "DecoderLayer"]
     _keep_in_fp32_modules_strict = ["prototypes"]
+    _input_embed_layer = "character_projection"
+    # The loss is a mean over the batch, so that Trainer has to divide it by its steps of gradient accumulation.
+    accepts_loss_kwargs = False
 
     def __init__(self, config: RefinerConfig):
         super().__init__(config)
@@ -237,6 +267,7 @@ class RefinerModel(PreTrainedModel, GenerationMixin):
     def _follow_bank(self) -> None:
         self.config.text_config.vocab_size = TOKEN_OFFSET + self.config.spotter_config.num_prototypes
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor | None = None,
@@ -247,9 +278,9 @@ class RefinerModel(PreTrainedModel, GenerationMixin):
         past_key_values: Cache | None = None,
         row_mask: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> RefinerOutput:
-        """Decodes with teacher forcing, or one step of generation.
+        """Decodes with teacher forcing, or one step of generation; images alone are read, as :meth:`recognise` does.
 
         Args:
             pixel_values: Grey images, `[B, 1, H, W]`, -1 to 1; W a multiple of 4.
@@ -260,21 +291,22 @@ class RefinerModel(PreTrainedModel, GenerationMixin):
             past_key_values: Cache.
             row_mask: Bank rows that may be read, bool `[N]` or `[B, N]` (language mask).
             use_cache: Whether to return a cache.
+            **kwargs: `output_hidden_states`, `output_attentions` and `return_dict`, as everywhere in transformers.
 
         Returns:
             RefinerOutput.
         """
+        if decoder_input_ids is None and labels is None:
+            return self._read(pixel_values, pixel_mask, row_mask)
         if encoder_outputs is None:
-            encoder_outputs = self.encoder(pixel_values, pixel_mask, row_mask)
+            encoder_outputs = self.encoder(pixel_values, pixel_mask, row_mask, **kwargs)
         memory, memory_mask = encoder_outputs.last_hidden_state, encoder_outputs.memory_mask
         if decoder_input_ids is None:
-            if labels is None:
-                decoder_input_ids = memory.new_full((len(memory), 1), BOS, dtype=torch.long)
-            else:
-                decoder_input_ids = F.pad(labels.masked_fill(labels == IGNORED, PAD), (1, 0), value=BOS)
+            decoder_input_ids = F.pad(labels.masked_fill(labels == IGNORED, PAD), (1, 0), value=BOS)
         if use_cache and past_key_values is None:
             past_key_values = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        logits = self._decode(decoder_input_ids, memory, memory_mask, past_key_values)
+        decoded = self._decode(decoder_input_ids, memory, memory_mask, past_key_values)
+        logits = self._logits(decoded.last_hidden_state)
         if row_mask is not None:
             allowed = F.pad(row_mask[..., None, :].to(logits.device), (TOKEN_OFFSET, 0), value=True)
             logits = logits.masked_fill(~allowed, torch.finfo(logits.dtype).min)
@@ -284,11 +316,20 @@ class RefinerModel(PreTrainedModel, GenerationMixin):
             ends = (labels != IGNORED).sum(1)
             targets = targets.scatter(1, ends[:, None], EOS)
             loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+        wanted = {
+            name: getattr(self.config, name) if kwargs.get(name) is None else kwargs[name]
+            for name in ("output_hidden_states", "output_attentions")
+        }
         return RefinerOutput(
             loss=loss,
             logits=logits,
             past_key_values=past_key_values,
+            decoder_hidden_states=decoded.hidden_states if wanted["output_hidden_states"] else None,
+            decoder_attentions=decoded.attentions if wanted["output_attentions"] else None,
+            cross_attentions=decoded.cross_attentions if wanted["output_attentions"] else None,
             encoder_last_hidden_state=memory,
+            encoder_hidden_states=encoder_outputs.hidden_states,
+            encoder_attentions=encoder_outputs.attentions,
             memory_mask=memory_mask,
         )
 
@@ -298,8 +339,8 @@ class RefinerModel(PreTrainedModel, GenerationMixin):
         memory: torch.Tensor,
         memory_mask: torch.Tensor,
         past_key_values: Cache | None,
-    ) -> torch.Tensor:
-        """Token ids `[B, T]` to logits `[B, T, V]`."""
+    ) -> BaseModelOutputWithCrossAttentions:
+        """Token ids `[B, T]` to states `[B, T, C]`, with all that the layers make on the way."""
         length = decoder_input_ids.shape[1]
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         positions = past + torch.arange(length, device=memory.device)
@@ -317,10 +358,24 @@ class RefinerModel(PreTrainedModel, GenerationMixin):
         future = keys[None, :] > positions[:, None]
         causal = torch.zeros_like(future, dtype=states.dtype).masked_fill(future, torch.finfo(states.dtype).min)
         mask = additive_mask(memory_mask, states.dtype)
+        inputs, self_weights, cross_weights = [], [], []
         for layer in self.layers:
-            states = layer(states, memory, causal[None, None], mask, past_key_values)
-        embeddings = F.normalize(self.embedding_projection(self.norm(states)).float(), dim=-1)
-        bank = self.spotter.head.prototypes
+            inputs.append(states)
+            states, self_weight, cross_weight = layer(states, memory, causal[None, None], mask, past_key_values)
+            self_weights.append(self_weight)
+            cross_weights.append(cross_weight)
+        states = self.norm(states)
+        return BaseModelOutputWithCrossAttentions(
+            last_hidden_state=states,
+            hidden_states=(*inputs, states),
+            attentions=tuple(self_weights),
+            cross_attentions=tuple(cross_weights),
+        )
+
+    def _logits(self, states: torch.Tensor) -> torch.Tensor:
+        """States `[B, T, C]` to logits `[B, T, V]`."""
+        embeddings = F.normalize(self.embedding_projection(states).float(), dim=-1)
+        bank = self.spotter.head.prototypes.to(embeddings.device)
         special = cosines(embeddings, F.normalize(self.special_rows.float(), dim=-1))
         scale = self.log_scale.float().exp().clamp(max=100.0)
         logits = scale * torch.cat([special, cosines(embeddings, bank)], -1)
@@ -334,7 +389,8 @@ class RefinerModel(PreTrainedModel, GenerationMixin):
     def _embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Token ids `[B, T]` to decoder states `[B, T, C]`, through the bank."""
         special = F.normalize(self.special_rows, dim=-1)[ids.clamp_max(SPECIAL_ROWS - 1)]
-        rows = self.spotter.head.prototypes[(ids - TOKEN_OFFSET).clamp_min(0)].to(special.dtype)
+        bank = self.spotter.head.prototypes
+        rows = bank[(ids - TOKEN_OFFSET).clamp_min(0).to(bank.device)].to(special)
         return self.character_projection(torch.where((ids < TOKEN_OFFSET)[..., None], special, rows))
 
     def prepare_inputs_for_generation(
@@ -348,6 +404,7 @@ class RefinerModel(PreTrainedModel, GenerationMixin):
             "encoder_outputs": kwargs["encoder_outputs"],
             "row_mask": kwargs.get("row_mask"),
             "use_cache": kwargs.get("use_cache", True),
+            **{name: kwargs[name] for name in ("output_attentions", "output_hidden_states") if name in kwargs},
         }
 
     @torch.no_grad()
@@ -377,9 +434,37 @@ class RefinerModel(PreTrainedModel, GenerationMixin):
             ValueError: If a language is not in the bank.
         """
         bank = self.get_bank()
-        row_mask = None
-        if languages is not None:
-            row_mask = bank.language_mask(languages).to(pixel_values.device).expand(len(pixel_values), -1)
+        row_mask = None if languages is None else bank.language_mask(languages)
+        return self._recognise(bank, pixel_values, pixel_mask, row_mask, num_alternatives, gate_threshold)
+
+    @torch.no_grad()
+    def _read(
+        self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None, row_mask: torch.Tensor | None
+    ) -> RefinerOutput:
+        """What :meth:`recognise` reads, as token ids and scores."""
+        bank = self.get_bank()
+        readings = self._recognise(bank, pixel_values, pixel_mask, row_mask)
+        ids = [
+            torch.tensor([TOKEN_OFFSET + bank.row(character["char"]) for character in reading["characters"]]).long()
+            for reading in readings
+        ]
+        return RefinerOutput(
+            sequences=nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=PAD).to(pixel_values.device),
+            sequences_scores=torch.tensor([reading["score"] for reading in readings], device=pixel_values.device),
+        )
+
+    def _recognise(
+        self,
+        bank: PrototypeBank,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor | None,
+        row_mask: torch.Tensor | None,
+        num_alternatives: int = 0,
+        gate_threshold: float | None = None,
+    ) -> list[dict[str, Any]]:
+        """:meth:`recognise`, with the bank and its rows that may be read."""
+        if row_mask is not None:
+            row_mask = row_mask.to(pixel_values.device).expand(len(pixel_values), -1)
         spotted = self.encoder.spot(pixel_values, pixel_mask, row_mask)
         scores = self.spotter.word_scores(spotted)
         scale = self.spotter.head.scale / self.spotter.config.score_temperature
