@@ -34,7 +34,7 @@ from transformers import AutoProcessor, HfArgumentParser
 import mstr_hf  # noqa: F401  (registers the Auto classes)
 from mstr_hf.charsets import Charset, load_charset
 from mstr_hf.data.manifest import read_manifest
-from mstr_hf.evaluation.metrics import crr, script_accuracy, wrr
+from mstr_hf.evaluation.metrics import Score, crr, script_accuracy, wrr
 from mstr_hf.hub.publish import assemble
 from mstr_hf.models.image_processing_mstr import MAX_RATIO, load_image
 from mstr_hf.models.modeling_mclip import MCLIPModel
@@ -69,7 +69,7 @@ WAYS = {
     "spotter": "the Spotter, the mean of its frames where the character stands in rendered words",
     "random": "chance, as no font draws them",
 }
-METRICS = {"wrr": wrr, "crr": crr, "script": script_accuracy}
+METRICS: dict[str, Callable[..., Score]] = {"wrr": wrr, "crr": crr, "script": script_accuracy}
 # Per cent that an old language may lose before the run says so.
 TOLERATED_LOSS = 1.0
 

@@ -93,16 +93,17 @@ def spotter_rows(
     first = len(spotter.get_bank())
     sums = torch.zeros(len(vocabulary.rows) - first, spotter.config.projection_dim)
     counts = [0] * len(sums)
-    placed = sorted((word for word in words if word.centres is not None), key=lambda word: _aspect(word.image))
+    placed = [(word, word.centres) for word in words if word.centres is not None]
+    placed.sort(key=lambda item: item[0].image.shape[1] / item[0].image.shape[0])
     for start in range(0, len(placed), BATCH_SIZE):
         part = placed[start : start + BATCH_SIZE]
-        output = spotter(**processor(images=[word.image for word in part], return_tensors="pt").to(spotter.device))
+        output = spotter(**processor(images=[word.image for word, _ in part], return_tensors="pt").to(spotter.device))
         frames, blanks = output.embeddings.cpu(), output.blank_similarity.cpu()
         lengths = output.frame_mask.sum(1).tolist()
-        for number, (word, count) in enumerate(zip(part, lengths, strict=True)):
+        for number, ((word, centres), count) in enumerate(zip(part, lengths, strict=True)):
             ids = vocabulary.encode(word.text)
-            placing = frame_labels([ids[place] for place in visual_order(word.text)], word.centres * count, count)
-            for frame in np.flatnonzero(placing >= OFFSET + first):
+            placing = frame_labels([ids[place] for place in visual_order(word.text)], centres * count, count)
+            for frame in np.flatnonzero(placing >= OFFSET + first).tolist():
                 # A character shows in one of the frames about its centre: in the one that is least a gap.
                 near = range(max(0, frame - 1), min(count, frame + 2))
                 best = min(near, key=lambda place: blanks[number, place].item())
@@ -174,7 +175,3 @@ def check_space(mclip: MCLIPModel, bank: PrototypeBank) -> None:
             f"this mCLIP did not make the bank (mean cosine of their rows {cosine:.2f}, wanted at least {SAME_SPACE}): "
             "name the one that did, or leave --mclip out"
         )
-
-
-def _aspect(image: np.ndarray) -> float:
-    return image.shape[1] / image.shape[0]
