@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import argparse
 import math
+import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -62,12 +64,14 @@ from mstr_hf.vocabulary import Vocabulary
 ROW_SEED, EVALUATION_SEED = 5, 6
 HELDOUT_SEVERITY = 0.6
 READ_AT_ONCE = 32
+# A row is the mean over at least so many sights of its character.
+RARE = 8
 # Where a row may come from.
 WAYS = {
     "text": "mCLIP's text side",
     "image": "mCLIP's image side, the mean over renderings",
     "spotter": "the Spotter, the mean of its frames where the character stands in rendered words",
-    "random": "chance, as no font draws them",
+    "random": "chance, as no word with them could be drawn",
 }
 METRICS: dict[str, Callable[..., Score]] = {"wrr": wrr, "crr": crr, "script": script_accuracy}
 # Per cent that an old language may lose before the run says so.
@@ -135,6 +139,7 @@ class Run:
         self.args = args
         self.folder = Path(args.output_dir)
         self.charset: Charset = load_charset(args.lang)
+        self.manifests = {Path(manifest).stem: read_manifest(manifest) for manifest in args.manifests}
         self.model = RefinerModel.from_pretrained(args.checkpoint, dtype=torch.float32).eval()
         self.processor = AutoProcessor.from_pretrained(args.checkpoint)
         self.old_bank = self.model.get_bank()
@@ -229,7 +234,7 @@ def fonts_stage(run: Run) -> dict[str, Any]:
     faces = {split: index.faces(lang, split) for split in ("train", "heldout")}
     if not all(faces.values()):
         raise ValueError(
-            f"all fonts of {lang} are one design: install another, as one is kept for evaluation (README.md, Fonts)"
+            f"too few font designs draw {lang} for one to be kept for evaluation: install more (README.md, Fonts)"
         )
     load_words(lang)  # better missed now than after the rows
     every = [hb_font(face) for split in faces.values() for face in split]
@@ -273,10 +278,11 @@ def rows_stage(run: Run) -> dict[str, Any]:
         # Beside its own choice, for what mCLIP cannot be shown: joiners have no ink of their own.
         synthesiser = run.words("train", 0.5 * args.severity, {args.lang: 1.0})
         words = draw(synthesiser, ROW_SEED, args.lang, args.row_words)
+        words += draw_rare(synthesiser, args.lang, [row.character for row in new], words)
         found, counts = spotter_rows(run.model.spotter, run.processor, vocabulary, words)
         take("spotter", found, list(map(bool, counts)))
     random_rows = torch.randn(rows.shape, generator=torch.Generator().manual_seed(ROW_SEED))
-    # Nothing draws these, so nothing shows them: their rows only keep ids and charset in step.
+    # What no font draws is not read either: these rows only keep ids and charset in step.
     take("random", torch.nn.functional.normalize(random_rows, dim=-1), [True] * len(new))
 
     extended = extend_bank(bank, vocabulary, rows, f"{revision}, {args.rows}")
@@ -420,6 +426,23 @@ def draw(synthesiser: WordSynthesiser, seed: int, lang: str, count: int) -> list
     return words
 
 
+def draw_rare(
+    synthesiser: WordSynthesiser, lang: str, characters: Sequence[str], words: Sequence[SyntheticWord]
+) -> list[SyntheticWord]:
+    """Syllables with those characters that hardly any of the words has; none for what cannot be drawn."""
+    counts = Counter(character for word in words for character in word.text)
+    syllables = load_words(lang).syllables
+    drawn = []
+    for character in characters:
+        rng = random.Random(f"{ROW_SEED}/{character}")
+        for number in range(RARE - counts[character]):
+            try:
+                drawn.append(synthesiser.draw(number, rng.choice(syllables.get(character) or [character]), lang))
+            except ValueError:
+                break
+    return list(filter(_fits, drawn))
+
+
 def _fits(word: SyntheticWord) -> bool:
     return word.image.shape[1] <= MAX_RATIO * word.image.shape[0]
 
@@ -444,9 +467,8 @@ def evaluate(run: Run, model: RefinerModel, languages: Sequence[str]) -> dict[st
             for word in draw(heldout, EVALUATION_SEED, lang, args.eval_words)
         ]
     }
-    for manifest in args.manifests:
-        records = [record for record in read_manifest(manifest) if record.lang in languages]
-        sets[Path(manifest).stem] = [(record.lang, record.path, record.text) for record in records]
+    for name, records in run.manifests.items():
+        sets[name] = [(record.lang, record.path, record.text) for record in records if record.lang in languages]
     report = {}
     for name, words in sets.items():
         readings = read(run, model, [image for _, image, _ in words])
