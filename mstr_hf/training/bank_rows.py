@@ -1,0 +1,177 @@
+"""New rows of a prototype bank: the characters of one more language, in the space of the rows that are there.
+
+There are three ways to a row. The Spotter's own eyes need nothing else: a row is the mean of what the Spotter sees
+where the character stands in rendered words (a class mean as in prototypical networks, Snell et al., 2017). The image
+tower of the mCLIP that made the bank gives the mean of what it sees in renderings of the character. Its text tower has
+the row of the character's prompt, if it was tuned on the character.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from mstr_hf.charsets import Charset, load_charsets
+from mstr_hf.models.modeling_mclip import MCLIPModel
+from mstr_hf.models.modeling_spotter import SpotterModel
+from mstr_hf.models.processing_mstr import MSTRProcessor
+from mstr_hf.models.prototype_bank import PrototypeBank, rows_digest
+from mstr_hf.models.text import visual_order
+from mstr_hf.synthesis.characters import CharacterSynthesiser
+from mstr_hf.synthesis.synthetic_words import SyntheticWord
+from mstr_hf.vocabulary import OFFSET, Vocabulary, build_vocabulary
+
+from .mclip import text_rows
+from .words import frame_labels
+
+BATCH_SIZE = 32
+# The bank's own mCLIP gives 1, one that was trained apart from it about 0.
+SAME_SPACE = 0.9
+
+
+def extended_vocabulary(bank: PrototypeBank, charset: Charset) -> Vocabulary:
+    """The vocabulary of a bank's languages and one more; the ids of the bank's characters stay as they are.
+
+    Raises:
+        ValueError: If the bank has the language already, or was made from other charsets.
+    """
+    languages = bank.all_languages
+    if charset.lang in languages:
+        raise ValueError(f"the bank has language {charset.lang} already: tune on it with scripts/train_spotter.py")
+    vocabulary = build_vocabulary([*load_charsets(languages), charset])
+    if rows_digest((row.character, row.subtype) for row in vocabulary.rows[: len(bank)]) != bank.charset_digest:
+        raise ValueError("the charsets differ from those of the bank: restore them, or build the bank again")
+    return vocabulary
+
+
+def extend_bank(bank: PrototypeBank, vocabulary: Vocabulary, rows: torch.Tensor, made_by: str) -> PrototypeBank:
+    """The bank with the rows of a vocabulary's last language; the old prototypes stay bit-identical.
+
+    Args:
+        bank: The bank.
+        vocabulary: What `extended_vocabulary` made of it.
+        rows: Prototypes of the characters that the bank lacks, `[M, D]`, in the order of the vocabulary.
+        made_by: Where they come from, for the bank's metadata.
+    """
+    lang = vocabulary.languages[-1]
+    used = [index for index, row in enumerate(vocabulary.rows) if lang in row.languages]
+    extended = bank.extend(
+        torch.cat([bank.prototypes, rows.to(bank.prototypes)])[used],
+        [vocabulary.rows[index].character for index in used],
+        [vocabulary.rows[index].subtype for index in used],
+        [vocabulary.rows[index].script for index in used],
+        [[lang] for _ in used],
+    )
+    # A character that another script uses too belongs to none any more; the language's joiners are kept in labels.
+    return dataclasses.replace(
+        extended,
+        scripts=[row.script for row in vocabulary.rows],
+        joiners=vocabulary.joiners,
+        mclip_revision=f"{bank.mclip_revision}; {lang}: {made_by}",
+    )
+
+
+@torch.no_grad()
+def spotter_rows(
+    spotter: SpotterModel, processor: MSTRProcessor, vocabulary: Vocabulary, words: Sequence[SyntheticWord]
+) -> tuple[torch.Tensor, list[int]]:
+    """Rows of the characters that a Spotter's bank lacks: where they stand in words, the mean of the Spotter's frames.
+
+    Args:
+        spotter: The Spotter, with the bank that is to be extended, in eval mode.
+        processor: What prepares its images.
+        vocabulary: What `extended_vocabulary` made of the bank.
+        words: Rendered words of the new language.
+
+    Returns:
+        Unit rows `[M, D]`, zero where the words have no such character, and how often each was seen.
+    """
+    first = len(spotter.get_bank())
+    sums = torch.zeros(len(vocabulary.rows) - first, spotter.config.projection_dim)
+    counts = [0] * len(sums)
+    placed = [(word, word.centres) for word in words if word.centres is not None]
+    placed.sort(key=lambda item: item[0].image.shape[1] / item[0].image.shape[0])
+    for start in range(0, len(placed), BATCH_SIZE):
+        part = placed[start : start + BATCH_SIZE]
+        output = spotter(**processor(images=[word.image for word, _ in part], return_tensors="pt").to(spotter.device))
+        frames, blanks = output.embeddings.cpu(), output.blank_similarity.cpu()
+        lengths = output.frame_mask.sum(1).tolist()
+        for number, ((word, centres), count) in enumerate(zip(part, lengths, strict=True)):
+            ids = vocabulary.encode(word.text)
+            placing = frame_labels([ids[place] for place in visual_order(word.text)], centres * count, count)
+            for frame in np.flatnonzero(placing >= OFFSET + first).tolist():
+                # A character shows in one of the frames about its centre: in the one that is least a gap.
+                near = range(max(0, frame - 1), min(count, frame + 2))
+                best = min(near, key=lambda place: blanks[number, place].item())
+                row = int(placing[frame]) - OFFSET - first
+                sums[row] += frames[number, best]
+                counts[row] += 1
+    return F.normalize(sums, dim=-1), counts
+
+
+@torch.no_grad()
+def image_rows(
+    mclip: MCLIPModel, vocabulary: Vocabulary, first: int, characters: CharacterSynthesiser, crops: int, seed: int
+) -> tuple[torch.Tensor, list[int]]:
+    """Rows from an mCLIP's image tower: the mean embedding of a character's renderings.
+
+    Args:
+        mclip: The mCLIP that made the bank, in eval mode.
+        vocabulary: What `extended_vocabulary` made of the bank.
+        first: Rows that the bank has.
+        characters: Draws the characters of the vocabulary.
+        crops: Renderings of each character.
+        seed: Seed of the renderings.
+
+    Returns:
+        Unit rows `[M, D]`, zero where no font draws the character, and the number of renderings of each.
+    """
+    drawable = dict(pair for pair in characters.drawable if pair[0] >= first)
+    sums = torch.zeros(len(vocabulary.rows) - first, mclip.config.projection_dim)
+    for row, lang in drawable.items():
+        images = np.stack([characters.crop(row, lang, seed, index).image for index in range(crops)])
+        pixels = torch.from_numpy(images)[:, None].float() / 127.5 - 1
+        sums[row - first] = mclip.get_image_features(pixels.to(mclip.device)).mean(0).cpu()
+    return F.normalize(sums, dim=-1), [crops * (first + index in drawable) for index in range(len(sums))]
+
+
+@torch.no_grad()
+def prompt_rows(mclip: MCLIPModel, vocabulary: Vocabulary, first: int) -> torch.Tensor:
+    """Rows `[M, D]` from the text tower of an mCLIP that was tuned on the characters that the bank lacks.
+
+    Raises:
+        ValueError: If it was not.
+    """
+    known = mclip.config.vocab_size - OFFSET
+    if known < len(vocabulary.rows):
+        raise ValueError(
+            f"this mCLIP was tuned on {known} characters, not on the {len(vocabulary.rows)} of the new vocabulary: "
+            "take rows from its image tower (--rows image)"
+        )
+    return text_rows(mclip, vocabulary)[first:].cpu()
+
+
+@torch.no_grad()
+def check_space(mclip: MCLIPModel, bank: PrototypeBank) -> None:
+    """Refuses an mCLIP whose space is not the bank's: what it says of a new character would mean nothing there.
+
+    Raises:
+        ValueError: If its rows of the bank's characters are others than the bank's.
+    """
+    vocabulary = build_vocabulary(load_charsets(bank.all_languages))
+    size, known = bank.prototypes.shape[1], mclip.config.vocab_size - OFFSET
+    if mclip.config.projection_dim != size or known < len(bank):
+        raise ValueError(
+            f"this mCLIP has {known} characters and {mclip.config.projection_dim} dimensions, the bank {len(bank)} and "
+            f"{size}: name the mCLIP that made the bank"
+        )
+    cosine = F.cosine_similarity(text_rows(mclip, vocabulary).cpu(), bank.prototypes, dim=-1).mean().item()
+    if cosine < SAME_SPACE:
+        raise ValueError(
+            f"this mCLIP did not make the bank (mean cosine of their rows {cosine:.2f}, wanted at least {SAME_SPACE}): "
+            "name the one that did, or leave --mclip out"
+        )

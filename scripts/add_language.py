@@ -1,0 +1,643 @@
+"""Adds a language to a trained checkpoint: new rows in its bank, if wanted some tuning; the weights keep their size.
+
+    python scripts/add_language.py --checkpoint mstr_hf/pretrained/refiner-6lang --lang kn --output_dir runs/kn \
+        --spotter_steps 2000 --refiner_steps 500
+
+The language needs a charset (mstr_hf/charsets), fonts and a word list: see "Add a language" in the README. The stages:
+
+    fonts        which fonts draw the language, and what none of them draws
+    rows         a row for each new character; old rows stay as they are
+    before       reading of all languages with the rows only, and of the old ones without them
+    spotter      tunes the Spotter on words of the new language and, in part, of the old ones
+    refiner      tunes the Refiner on that Spotter
+    after        reading of all languages after tuning
+    checkpoint   the new checkpoint with its card, ready for the Hub
+
+Each leaves its result in OUTPUT_DIR/STAGE.json. A run that was stopped goes on when it is started again; `--stage` runs
+one stage alone. Without tuning steps, spotter, refiner and after are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from huggingface_hub import ModelCardData
+from transformers import AutoProcessor, HfArgumentParser
+
+import mstr_hf  # noqa: F401  (registers the Auto classes)
+from mstr_hf.charsets import Charset, load_charset
+from mstr_hf.data.manifest import read_manifest
+from mstr_hf.evaluation.metrics import Score, crr, script_accuracy, wrr
+from mstr_hf.hub.publish import assemble
+from mstr_hf.models.image_processing_mstr import MAX_RATIO, load_image
+from mstr_hf.models.modeling_mclip import MCLIPModel
+from mstr_hf.models.modeling_refiner import RefinerModel
+from mstr_hf.models.modeling_spotter import SpotterModel
+from mstr_hf.models.prototype_bank import PrototypeBank
+from mstr_hf.synthesis.cache import read_json, write_json
+from mstr_hf.synthesis.characters import CharacterSynthesiser
+from mstr_hf.synthesis.fonts import FontIndex, discover_fonts, hb_font
+from mstr_hf.synthesis.synthetic_words import SyntheticWord, WordSynthesiser
+from mstr_hf.synthesis.words import WordsError, load_words
+from mstr_hf.training.bank_rows import (
+    check_space,
+    extend_bank,
+    extended_vocabulary,
+    image_rows,
+    prompt_rows,
+    spotter_rows,
+)
+from mstr_hf.training.trainer import Batch, Trainer, TrainingArguments
+from mstr_hf.training.words import word_batches
+from mstr_hf.vocabulary import Vocabulary
+
+# Words of rows, of tuning and of evaluation are others.
+ROW_SEED, EVALUATION_SEED = 5, 6
+HELDOUT_SEVERITY = 0.6
+READ_AT_ONCE = 32
+# A row is the mean over at least so many sights of its character.
+RARE = 8
+# Where a row may come from.
+WAYS = {
+    "text": "mCLIP's text side",
+    "image": "mCLIP's image side, the mean over renderings",
+    "spotter": "the Spotter, the mean of its frames where the character stands in rendered words",
+    "random": "chance, as no word with them could be drawn",
+}
+METRICS: dict[str, Callable[..., Score]] = {"wrr": wrr, "crr": crr, "script": script_accuracy}
+# Per cent that an old language may lose before the run says so.
+TOLERATED_LOSS = 1.0
+
+Figures = dict[str, dict[str, Any]]
+"""Figures by language: `n`, and for `spotter` and `refiner` WRR, CRR and script accuracy in per cent."""
+
+
+@dataclass
+class LanguageArguments:
+    """What to add to which checkpoint, and how."""
+
+    checkpoint: str = field(metadata={"help": "Folder or Hub repository of the Refiner that gains the language."})
+    lang: str = field(metadata={"help": "Language to add: one with a charset in mstr_hf/charsets."})
+    output_dir: str = field(metadata={"help": "Folder for all results; the new checkpoint is its 'checkpoint'."})
+    stage: str | None = field(default=None, metadata={"help": "Run this stage alone."})
+    fonts: list[str] = field(default_factory=list, metadata={"help": "Folders with fonts beside the system's."})
+    rows: str = field(
+        default="spotter",
+        metadata={
+            "help": "Where new rows come from: spotter (its frames where the character stands in words), or with "
+            "--mclip image (mean embedding of renderings) or text (its prompt, if mCLIP was tuned on the character)."
+        },
+    )
+    mclip: str | None = field(default=None, metadata={"help": "Folder of the mCLIP that made the checkpoint's bank."})
+    row_words: int = field(default=3000, metadata={"help": "Rendered words that the Spotter makes rows of."})
+    row_crops: int = field(default=64, metadata={"help": "Renderings a character that mCLIP makes rows of."})
+    spotter_steps: int = field(default=0, metadata={"help": "Steps of tuning of the Spotter."})
+    refiner_steps: int = field(default=0, metadata={"help": "Steps of tuning of the Refiner."})
+    replay: float = field(default=0.5, metadata={"help": "Share of old languages in tuning, so as not to forget them."})
+    batch_size: int = field(default=64, metadata={"help": "Words a step."})
+    learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate of tuning."})
+    warmup_steps: int = field(default=50, metadata={"help": "Steps of linear warm-up; cosine decay to 0 follows."})
+    severity: float = field(default=0.9, metadata={"help": "Upper end of the degradation budget, 0 to 1."})
+    num_workers: int = field(default=1, metadata={"help": "Processes that synthesise words for tuning."})
+    save_steps: int = field(default=100, metadata={"help": "Steps between the tuning's checkpoints."})
+    eval_words: int = field(default=100, metadata={"help": "Synthetic words a language, in fonts kept for evaluation."})
+    manifests: list[str] = field(
+        default_factory=list, metadata={"help": "Manifests of photographed words to evaluate on too."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of the tuning's words."})
+
+    def __post_init__(self) -> None:
+        if self.rows not in ("spotter", "image", "text"):
+            raise ValueError(f"--rows {self.rows}: use spotter, image or text")
+        if self.rows != "spotter" and self.mclip is None:
+            raise ValueError(f"--rows {self.rows} comes from an mCLIP: name its folder with --mclip")
+        if self.rows == "spotter" and self.mclip is not None:
+            raise ValueError("--mclip is for rows of mCLIP: add --rows image or --rows text, or leave it out")
+        if not 0 <= self.replay < 1:
+            raise ValueError(f"--replay {self.replay}: give a number from 0 to below 1")
+        if self.stage is not None and self.stage not in STAGES:
+            raise ValueError(f"--stage {self.stage}: use one of {', '.join(STAGES)}")
+
+
+class Run:
+    """One language being added: where the results are, and the parts that several stages need.
+
+    Args:
+        args: The options.
+    """
+
+    def __init__(self, args: LanguageArguments):
+        self.args = args
+        self.folder = Path(args.output_dir)
+        self.charset: Charset = load_charset(args.lang)
+        self.manifests = {Path(manifest).stem: read_manifest(manifest) for manifest in args.manifests}
+        self.model = RefinerModel.from_pretrained(args.checkpoint, dtype=torch.float32).eval()
+        self.processor = AutoProcessor.from_pretrained(args.checkpoint)
+        self.old_bank = self.model.get_bank()
+        self.vocabulary: Vocabulary = extended_vocabulary(self.old_bank, self.charset)
+        self._index: FontIndex | None = None
+
+    @property
+    def tunes(self) -> bool:
+        """Whether any weight is trained."""
+        return bool(self.args.spotter_steps or self.args.refiner_steps)
+
+    def result(self, stage: str) -> dict[str, Any] | None:
+        """What a stage has left, if it was run with the options of now.
+
+        Raises:
+            ValueError: If a training was begun with other options: it is not thrown away.
+        """
+        kept = read_json(self.folder / f"{stage}.json")
+        options = self.options(stage)
+        if kept is None or kept["options"] == options:
+            return kept
+        if stage in ("spotter", "refiner"):
+            changed = [name for name, value in options.items() if kept["options"].get(name) != value]
+            raise ValueError(
+                f"{self.folder / stage} was trained with another {', '.join(changed)}: name another --output_dir, or "
+                f"remove {self.folder / stage} and {self.folder / stage}.json"
+            )
+        return None
+
+    def keep(self, stage: str, result: dict[str, Any]) -> None:
+        """Writes a stage's result, in one step."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / f"{stage}.json", {"options": self.options(stage), **result})
+
+    def needed(self, stage: str) -> dict[str, Any]:
+        """The result of a stage that another one builds on.
+
+        Raises:
+            ValueError: If it was not run.
+        """
+        result = self.result(stage)
+        if result is None:
+            raise ValueError(f"stage {stage} is missing in {self.folder}: run it first, or leave --stage out")
+        return result
+
+    def fonts(self) -> FontIndex:
+        """The fonts of all languages."""
+        if self._index is None:
+            self._index = discover_fonts(self.vocabulary.languages, self.args.fonts)
+        return self._index
+
+    def bank(self) -> PrototypeBank:
+        """The extended bank."""
+        self.needed("rows")
+        return PrototypeBank.from_pretrained(self.folder / "rows")
+
+    def words(self, split: str, severity: float, weights: dict[str, float]) -> WordSynthesiser:
+        """Draws words of the languages that have a weight."""
+        sources = {lang: load_words(lang) for lang in weights}
+        return WordSynthesiser(self.fonts(), sources, weights, split, severity, self.vocabulary.joiners)
+
+    def tuned(self) -> RefinerModel:
+        """The checkpoint after tuning; with the new rows only if there was none."""
+        model = RefinerModel.from_pretrained(self.args.checkpoint, dtype=torch.float32)
+        model.set_bank(self.bank())
+        if self.args.spotter_steps:
+            self.needed("spotter")
+            model.spotter.load_state_dict(SpotterModel.from_pretrained(self.folder / "spotter/final").state_dict())
+        if self.args.refiner_steps:
+            self.needed("refiner")
+            model.load_state_dict(RefinerModel.from_pretrained(self.folder / "refiner/final").state_dict())
+        if self.tunes:
+            # From now on these are rows that the weights were trained with.
+            model.set_bank(model.get_bank(), base=True)
+        return model.eval()
+
+    def options(self, stage: str) -> dict[str, Any]:
+        """The options that make a stage's result what it is."""
+        given = asdict(self.args)
+        return {name: given[name] for name in _OPTIONS[stage]}
+
+
+def fonts_stage(run: Run) -> dict[str, Any]:
+    """Says which fonts draw the language.
+
+    Raises:
+        ValueError: If there are too few.
+    """
+    lang = run.args.lang
+    index = discover_fonts([lang], run.args.fonts)
+    print(index.report())
+    faces = {split: index.faces(lang, split) for split in ("train", "heldout")}
+    if not all(faces.values()):
+        raise ValueError(
+            f"too few font designs draw {lang} for one to be kept for evaluation: install more (README.md, Fonts)"
+        )
+    load_words(lang)  # better missed now than after the rows
+    every = [hb_font(face) for split in faces.values() for face in split]
+    missing = [
+        character
+        for character in sorted(run.charset.characters - set(run.charset.joiners))
+        if not any(font.get_nominal_glyph(ord(character)) for font in every)
+    ]
+    if missing:
+        print(f"in no font: {', '.join(f'{c} U+{ord(c):04X}' for c in missing)}")
+    families = {split: sorted({face.family for face in part}) for split, part in faces.items()}
+    return {"families": families, "missing": missing}
+
+
+def rows_stage(run: Run) -> dict[str, Any]:
+    """Makes the extended bank in `rows`."""
+    args, vocabulary, bank = run.args, run.vocabulary, run.old_bank
+    first = len(bank)
+    new = vocabulary.rows[first:]
+    source = [""] * len(new)
+    rows = torch.zeros(len(new), bank.prototypes.shape[1])
+
+    def take(way: str, found: torch.Tensor, usable: Sequence[bool]) -> None:
+        for index, prototype in enumerate(found):
+            if usable[index] and not source[index]:
+                rows[index], source[index] = prototype, way
+
+    revision = "Spotter"
+    if args.mclip is not None:
+        mclip = MCLIPModel.from_pretrained(args.mclip).eval()
+        check_space(mclip, bank)
+        revision = f"mCLIP {Path(args.mclip).name}"
+        if args.rows == "text":
+            take("text", prompt_rows(mclip, vocabulary, first), [True] * len(new))
+        else:
+            letters = {args.lang: run.charset.letters}
+            renderings = CharacterSynthesiser(run.fonts(), vocabulary.rows, letters, severity=0.3)
+            found, counts = image_rows(mclip, vocabulary, first, renderings, args.row_crops, ROW_SEED)
+            take("image", found, list(map(bool, counts)))
+    if "" in source:
+        # Beside its own choice, for what mCLIP cannot be shown: joiners have no ink of their own.
+        synthesiser = run.words("train", 0.5 * args.severity, {args.lang: 1.0})
+        words = draw(synthesiser, ROW_SEED, args.lang, args.row_words)
+        words += draw_rare(synthesiser, args.lang, [row.character for row in new], words)
+        found, counts = spotter_rows(run.model.spotter, run.processor, vocabulary, words)
+        take("spotter", found, list(map(bool, counts)))
+    random_rows = torch.randn(rows.shape, generator=torch.Generator().manual_seed(ROW_SEED))
+    # What no font draws is not read either: these rows only keep ids and charset in step.
+    take("random", torch.nn.functional.normalize(random_rows, dim=-1), [True] * len(new))
+
+    extended = extend_bank(bank, vocabulary, rows, f"{revision}, {args.rows}")
+    extended.save_pretrained(run.folder / "rows")
+    sources: dict[str, str] = dict.fromkeys(WAYS, "")
+    for row, way in zip(new, source, strict=True):
+        sources[way] += row.character
+    for way, characters in sources.items():
+        if characters:
+            print(f"{len(characters)} rows, {way}: {' '.join(characters)}")
+    nearest = nearest_rows(extended, first)
+    print("closest: " + ", ".join(f"{pair} {cosine:.2f}" for pair, cosine in nearest[:10]))
+    if torch.equal(extended.prototypes[:first], bank.prototypes):
+        print(f"{len(extended)} rows, the first {first} bit for bit as they were")
+    return {"sources": sources, "nearest": nearest, "digest": extended.digest(), "old_digest": bank.digest()}
+
+
+def nearest_rows(bank: PrototypeBank, first: int) -> list[tuple[str, float]]:
+    """New rows with the row that is nearest to each, closest pairs first."""
+    similarity = bank.prototypes[first:] @ bank.prototypes.t()
+    similarity[torch.arange(len(similarity)), torch.arange(first, len(bank))] = -1
+    values, rows = similarity.max(1)
+    pairs = [
+        (f"{bank.characters[first + index]}~{bank.characters[row]}", round(value, 4))
+        for index, (value, row) in enumerate(zip(values.tolist(), rows.tolist(), strict=True))
+    ]
+    return sorted(pairs, key=lambda pair: -pair[1])
+
+
+def before_stage(run: Run) -> dict[str, Any]:
+    """Reads the old languages with the old bank, and all with the new one."""
+    model = run.model
+    old = evaluate(run, model, run.old_bank.all_languages)
+    model.set_bank(run.bank())
+    with_rows = evaluate(run, model, run.vocabulary.languages)
+    model.set_bank(run.old_bank)
+    print(table(run, {"before": old, "rows only": with_rows}))
+    return {"original": old, "rows": with_rows, "parameters": model.num_parameters()}
+
+
+def spotter_stage(run: Run) -> dict[str, Any]:
+    """Tunes the Spotter."""
+    spotter = run.model.spotter
+    spotter.set_bank(run.bank(), base=True)
+    tune(run, "spotter", spotter, run.args.spotter_steps, frames=True)
+    return {}
+
+
+def refiner_stage(run: Run) -> dict[str, Any]:
+    """Tunes the Refiner on the Spotter, which stays as it is."""
+    model = RefinerModel.from_pretrained(run.args.checkpoint, dtype=torch.float32)
+    model.set_bank(run.bank(), base=True)
+    if run.args.spotter_steps:
+        run.needed("spotter")
+        model.spotter.load_state_dict(SpotterModel.from_pretrained(run.folder / "spotter/final").state_dict())
+    tune(run, "refiner", model.train(), run.args.refiner_steps, frames=False)
+    return {}
+
+
+def tune(run: Run, stage: str, model: Any, steps: int, frames: bool) -> None:
+    """Trains a model in OUTPUT_DIR/STAGE, from its newest checkpoint if there is one."""
+    args, folder = run.args, run.folder / stage
+    begun = any(folder.glob("checkpoint-*"))
+    if begun and read_json(folder / "options.json") != run.options(stage):
+        raise ValueError(f"{folder} was begun with other options: name another --output_dir, or remove {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "options.json", run.options(stage))
+    set_seed(args.seed)
+    old = run.old_bank.all_languages
+    weights = dict.fromkeys(old, args.replay / len(old)) | {args.lang: 1 - args.replay}
+    train = run.words("train", args.severity, {lang: weight for lang, weight in weights.items() if weight})
+
+    def batches(first: int, process: int, processes: int) -> Iterator[Batch]:
+        for batch in word_batches(
+            train, run.vocabulary, args.batch_size, args.seed, args.num_workers, first, process, processes
+        ):
+            # Where characters stand is for the Spotter's frames only.
+            yield batch if frames else {name: part for name, part in batch.items() if name != "frame_labels"}
+
+    training = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+        warmup_steps=args.warmup_steps,
+        seed=args.seed,
+        num_workers=args.num_workers,
+        log_steps=10,
+        save_steps=args.save_steps,
+        resume=begun,
+    )
+    Trainer(training, model, batches).train()
+    if not (folder / "final").is_dir():
+        raise SystemExit(f"{stage} was told to stop: start the same command again to go on")
+
+
+def after_stage(run: Run) -> dict[str, Any]:
+    """Reads all languages after tuning."""
+    before = run.needed("before")
+    model = run.tuned()
+    tuned = evaluate(run, model, run.vocabulary.languages)
+    states = {"before": before["original"], "rows only": before["rows"], "tuned": tuned}
+    print(table(run, states))
+    return {"tuned": tuned, "parameters": model.num_parameters()}
+
+
+def checkpoint_stage(run: Run) -> dict[str, Any]:
+    """Writes the new checkpoint with its card."""
+    before = run.needed("before")
+    states = {"before": before["original"], "rows only": before["rows"]}
+    if run.tunes:
+        states["tuned"] = run.needed("after")["tuned"]
+    model = run.tuned()
+    parameters = before["parameters"], model.num_parameters()
+    folder = run.folder / "checkpoint"
+    assemble(model, folder)
+    (folder / "README.md").write_text(card(run, states, parameters), encoding="utf-8")
+    print(f"parameters before and after: {parameters[0]:,} and {parameters[1]:,}")
+    for split, languages in states["before"].items():
+        last = states["tuned" if run.tunes else "rows only"][split]
+        for lang, figures in languages.items():
+            loss = figures["refiner"]["wrr"] - last[lang]["refiner"]["wrr"]
+            if loss > TOLERATED_LOSS:
+                print(f"WARNING: {lang} lost {loss:.1f} points on {split} words: raise --replay")
+    print(f"{folder} is ready: fit its confidences with scripts/calibrate.py --model {folder}")
+    return {"parameters": parameters}
+
+
+# -------------------- evaluation
+
+
+def draw(synthesiser: WordSynthesiser, seed: int, lang: str, count: int) -> list[SyntheticWord]:
+    """The first words of a sequence that are no wider than the image processor takes them."""
+    words: list[SyntheticWord] = []
+    index = 0
+    while len(words) < count:
+        word = synthesiser.word(seed, index, lang)
+        if _fits(word):
+            words.append(word)
+        index += 1
+    return words
+
+
+def draw_rare(
+    synthesiser: WordSynthesiser, lang: str, characters: Sequence[str], words: Sequence[SyntheticWord]
+) -> list[SyntheticWord]:
+    """Syllables with those characters that hardly any of the words has; none for what cannot be drawn."""
+    counts = Counter(character for word in words for character in word.text)
+    syllables = load_words(lang).syllables
+    drawn = []
+    for character in characters:
+        rng = random.Random(f"{ROW_SEED}/{character}")
+        for number in range(RARE - counts[character]):
+            try:
+                drawn.append(synthesiser.draw(number, rng.choice(syllables.get(character) or [character]), lang))
+            except ValueError:
+                break
+    return list(filter(_fits, drawn))
+
+
+def _fits(word: SyntheticWord) -> bool:
+    return word.image.shape[1] <= MAX_RATIO * word.image.shape[0]
+
+
+def evaluate(run: Run, model: RefinerModel, languages: Sequence[str]) -> dict[str, Figures]:
+    """Reads synthetic words in fonts that training never sees, and the photographed words of the manifests.
+
+    Args:
+        run: The run.
+        model: The model, in eval mode.
+        languages: Languages to read words of. The model is not told which.
+
+    Returns:
+        Figures by language, for `synthetic` and for each manifest by its name.
+    """
+    args = run.args
+    heldout = run.words("heldout", HELDOUT_SEVERITY * args.severity, dict.fromkeys(run.vocabulary.languages, 1.0))
+    sets: dict[str, list[tuple[str, Any, str]]] = {
+        "synthetic": [
+            (lang, word.image, word.text)
+            for lang in languages
+            for word in draw(heldout, EVALUATION_SEED, lang, args.eval_words)
+        ]
+    }
+    for name, records in run.manifests.items():
+        sets[name] = [(record.lang, record.path, record.text) for record in records if record.lang in languages]
+    report = {}
+    for name, words in sets.items():
+        readings = read(run, model, [image for _, image, _ in words])
+        report[name] = {
+            lang: figures([(r, text) for r, (own, _, text) in zip(readings, words, strict=True) if own == lang])
+            for lang in dict.fromkeys(lang for lang, *_ in words)
+        }
+    return report
+
+
+def read(run: Run, model: RefinerModel, images: Sequence[Any]) -> list[dict[str, Any]]:
+    """Readings of images, each batch of like widths."""
+    loaded = [load_image(image) for image in images]
+    order = sorted(range(len(loaded)), key=lambda index: loaded[index].width / loaded[index].height)
+    readings: dict[int, dict[str, Any]] = {}
+    for start in range(0, len(order), READ_AT_ONCE):
+        batch = order[start : start + READ_AT_ONCE]
+        inputs = run.processor(images=[loaded[index] for index in batch], return_tensors="pt")
+        readings.update(zip(batch, model.recognise(**inputs), strict=True))
+    return [readings[index] for index in range(len(images))]
+
+
+def figures(pairs: Sequence[tuple[dict[str, Any], str]]) -> dict[str, Any]:
+    """Scores readings of one language, in per cent."""
+    texts = [text for _, text in pairs]
+    found: dict[str, Any] = {"n": len(pairs)}
+    for reader, key in (("spotter", "spotter_text"), ("refiner", "text")):
+        read_texts = [reading[key] for reading, _ in pairs]
+        values = {name: metric(read_texts, texts).value for name, metric in METRICS.items()}
+        found[reader] = {name: None if math.isnan(value) else round(100 * value, 1) for name, value in values.items()}
+    return found
+
+
+def table(run: Run, states: dict[str, dict[str, Figures]]) -> str:
+    """WRR, and CRR in brackets, of each language in each state, the new language first."""
+    last = list(states.values())[-1]
+    lines = []
+    for split, languages in last.items():
+        lines += [f"| {split} | words | {' | '.join(states)} |", "| --- | --: |" + " --: |" * len(states)]
+        for lang in sorted(languages, key=lambda lang: lang != run.args.lang):
+            cells = [_cell(state.get(split, {}).get(lang)) for state in states.values()]
+            lines.append(f"| {load_charset(lang).name} | {languages[lang]['n']} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _cell(found: dict[str, Any] | None) -> str:
+    return f"{found['refiner']['wrr']} ({found['refiner']['crr']})" if found else "-"
+
+
+# -------------------- the card
+
+
+def card(run: Run, states: dict[str, dict[str, Figures]], parameters: tuple[int, int]) -> str:
+    """The card of the new checkpoint: what was done to which, and what came of it."""
+    args, charset = run.args, run.charset
+    rows = run.needed("rows")
+    families = run.needed("fonts")["families"]
+    data = ModelCardData(
+        language=list(run.vocabulary.languages),
+        library_name="transformers",
+        pipeline_tag="image-to-text",
+        tags=["ocr", "scene-text-recognition", "multilingual", "mstr"],
+    )
+    base = Path(args.checkpoint).name if Path(args.checkpoint).is_dir() else args.checkpoint
+    made = [f"- {len(own)} from {WAYS[way]}: {' '.join(own)}" for way, own in rows["sources"].items() if own]
+    steps = [
+        f"{count:,} steps of the {part} with {args.batch_size} words each"
+        for part, count in (("Spotter", args.spotter_steps), ("Refiner", args.refiner_steps))
+        if count
+    ]
+    tuning = (
+        f"Then came {' and '.join(steps)}, synthetic ones, {args.replay:.0%} of them of the old languages."
+        if steps
+        else "No weight was changed."
+    )
+    return f"""---
+{data.to_yaml()}
+---
+
+# {base} and {charset.name}
+
+{base} with {len(run.vocabulary.rows) - len(run.old_bank)} characters more, for {charset.name} ({charset.script}).
+It has {parameters[1]:,} parameters, {base} has {parameters[0]:,}. Made by `scripts/add_language.py` of mstr_hf.
+
+```python
+import mstr_hf  # or leave this out and pass trust_remote_code=True to both calls
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained("FOLDER").eval()
+processor = AutoProcessor.from_pretrained("FOLDER")
+print(model.recognise(**processor(images=["word.jpg"], return_tensors="pt")))
+```
+
+## New rows
+
+The {len(run.old_bank)} old rows of the prototype bank are bit for bit those of {base}. New ones come from:
+
+{chr(10).join(made)}
+
+{tuning}
+
+Fonts of {charset.name} for rows and tuning: {", ".join(families["train"])}. Kept for evaluation:
+{", ".join(families["heldout"])}.
+
+## Results
+
+Words read right, and characters in brackets, in per cent, by default settings; the model is not told the language.
+`synthetic` words are in fonts that neither rows nor tuning have seen.
+
+{table(run, states)}
+## Limits
+
+Confidences and the Refiner's gate are those of {base} unless `scripts/calibrate.py` was run. What {base}'s card says of
+its training data and their licences holds here too.
+"""
+
+
+STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {
+    "fonts": fonts_stage,
+    "rows": rows_stage,
+    "before": before_stage,
+    "spotter": spotter_stage,
+    "refiner": refiner_stage,
+    "after": after_stage,
+    "checkpoint": checkpoint_stage,
+}
+
+# The options that make a stage's result what it is.
+_FONTS = ("lang", "fonts")
+_ROWS = (*_FONTS, "checkpoint", "rows", "mclip", "row_words", "row_crops", "severity")
+_TUNING = ("batch_size", "learning_rate", "warmup_steps", "replay", "seed")
+_SPOTTER = (*_ROWS, *_TUNING, "spotter_steps")
+_REFINER = (*_SPOTTER, "refiner_steps")
+_EVALUATION = ("eval_words", "manifests")
+_OPTIONS: dict[str, tuple[str, ...]] = {
+    "fonts": _FONTS,
+    "rows": _ROWS,
+    "before": (*_ROWS, *_EVALUATION),
+    "spotter": _SPOTTER,
+    "refiner": _REFINER,
+    "after": (*_REFINER, *_EVALUATION),
+    "checkpoint": (*_REFINER, *_EVALUATION),
+}
+
+
+def main() -> None:
+    """Runs the command line."""
+    # The type that the parser is annotated with is one that no class has.
+    parser = HfArgumentParser(
+        [LanguageArguments],  # type: ignore[list-item]
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    try:
+        (args,) = parser.parse_args_into_dataclasses()
+        run = Run(args)
+        untuned = {"spotter": not args.spotter_steps, "refiner": not args.refiner_steps, "after": not run.tunes}
+        for stage in [args.stage] if args.stage else STAGES:
+            if untuned.get(stage):
+                continue
+            if run.result(stage) is not None:
+                print(f"-- {stage}: done before, in {run.folder / stage}.json")
+                continue
+            print(f"-- {stage}", flush=True)
+            run.keep(stage, STAGES[stage](run))
+    except (ValueError, WordsError, OSError) as error:
+        parser.error(str(error).splitlines()[0])
+
+
+if __name__ == "__main__":
+    main()

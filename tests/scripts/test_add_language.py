@@ -1,0 +1,130 @@
+import json
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+from mstr_hf import PrototypeBank, RefinerModel
+from mstr_hf.synthesis.words import WordsError, load_words
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "scripts" / "add_language.py"
+
+
+@pytest.fixture(scope="module")
+def environment(fonts, tmp_path_factory):
+    """A machine that has a few fonts of English, Hindi and Arabic."""
+    try:
+        for lang in ("en", "hi", "ar"):
+            load_words(lang)
+    except WordsError as error:
+        pytest.skip(f"missing: {error}")
+    folder = tmp_path_factory.mktemp("fontconfig")
+    paths = sorted({face.path for faces in fonts.by_language.values() for face in faces})
+    for number, path in enumerate(paths):
+        (folder / f"{number}-{Path(path).name}").symlink_to(path)
+    config = f"<fontconfig><dir>{folder}</dir><cachedir>{folder}/cache</cachedir></fontconfig>"
+    (folder / "fonts.conf").write_text(config)
+    return {
+        **os.environ,
+        "FONTCONFIG_FILE": str(folder / "fonts.conf"),
+        "PYTHONPATH": str(ROOT),
+        "ACCELERATE_USE_CPU": "yes",
+    }
+
+
+def run_here(monkeypatch, *options: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["add_language.py", *map(str, options)])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
+def test_killed_and_resumed_to_a_checkpoint(environment, tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "run"
+    manifest = tmp_path / "photos.jsonl"
+    shutil.copy(ROOT / "mstr_hf/pretrained/samples/ar_1.jpg", tmp_path / "word.jpg")
+    manifest.write_text(
+        json.dumps(
+            {"id": "1", "path_rel": "word.jpg", "filename": "word.jpg", "gt_text": "ماء", "lang": "ar", "dataset": "x"}
+        )
+    )
+    options = ["--checkpoint", tiny_checkpoint, "--lang", "ar", "--output_dir", output, "--row_words", 80]
+    options += ["--eval_words", 2, "--manifests", manifest, "--spotter_steps", 20, "--refiner_steps", 2]
+    options += ["--batch_size", 2, "--num_workers", 0, "--save_steps", 2]
+
+    command = [sys.executable, SCRIPT, *map(str, options)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        while process.poll() is None and not any((output / "spotter").glob("checkpoint-*")):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        said = process.stdout.read().decode()
+    assert any((output / "spotter").glob("checkpoint-*")), said
+    assert not (output / "spotter.json").exists()
+
+    second = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert second.returncode == 0, second.stderr[-3000:]
+    for stage in ("fonts", "rows", "before"):
+        assert f"-- {stage}: done before" in second.stdout
+    starts = [
+        json.loads(line)
+        for line in (output / "spotter" / "log.jsonl").read_text().splitlines()
+        if '"start"' in line
+    ]
+    assert [start["step"] > 0 for start in starts] == [False, True]
+
+    old, new = RefinerModel.from_pretrained(tiny_checkpoint), RefinerModel.from_pretrained(output / "checkpoint")
+    before, after = old.get_bank(), new.get_bank()
+    assert after.all_languages == ["en", "hi", "ar"] and len(after) > len(before)
+    assert after.digest(len(before)) == before.digest()
+    assert PrototypeBank.from_pretrained(output / "checkpoint").digest() == after.digest()
+    assert new.num_parameters() == old.num_parameters()
+    # Spotter and Refiner were tuned, and the Refiner holds that very Spotter.
+    assert new.spotter.config.base_digest == after.digest()
+    tuned = RefinerModel.from_pretrained(output / "refiner" / "final")
+    for name, tensor in new.state_dict().items():
+        assert torch.equal(tensor, tuned.state_dict()[name])
+    changed = [name for name, tensor in old.named_parameters() if not torch.equal(tensor, new.get_parameter(name))]
+    assert any(name.startswith("encoder.spotter.") for name in changed)
+    assert any(not name.startswith("encoder.spotter.") for name in changed)
+
+    rows = json.loads((output / "rows.json").read_text())
+    assert set("".join(rows["sources"].values())) == set(after.characters[len(before) :])
+    assert len(rows["sources"]["spotter"]) > 50 and not rows["sources"]["text"]
+    figures = json.loads((output / "after.json").read_text())["tuned"]
+    assert {lang: found["n"] for lang, found in figures["synthetic"].items()} == {"en": 2, "hi": 2, "ar": 2}
+    assert figures["photos"]["ar"]["n"] == 1
+    assert "ar" not in json.loads((output / "before.json").read_text())["original"]["synthetic"]
+    card = ModelCard.load(output / "checkpoint" / "README.md")
+    assert card.data.language == ["en", "hi", "ar"]
+    for part in ("Arabic", "| photos | words | before | rows only | tuned |", "20 steps of the Spotter"):
+        assert part in card.text
+
+    # Nothing is left to do; another tuning is not mixed into this one.
+    capsys.readouterr()
+    run_here(monkeypatch, *options)
+    assert capsys.readouterr().out.count("done before") == 7
+    with pytest.raises(SystemExit):
+        run_here(monkeypatch, *options, "--learning_rate", 0.1, "--stage", "spotter")
+    assert "trained with another learning_rate" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--lang", "hi"], "the bank has language hi already"),
+        (["--lang", "xx"], "no charset for language 'xx'"),
+        (["--lang", "ar", "--rows", "image"], "name its folder with --mclip"),
+        (["--lang", "ar", "--stage", "checkpoint"], "stage before is missing"),
+    ],
+)
+def test_refuses_in_one_line(tiny_checkpoint, tmp_path, monkeypatch, capsys, options, message):
+    with pytest.raises(SystemExit) as caught:
+        run_here(monkeypatch, "--checkpoint", tiny_checkpoint, "--output_dir", tmp_path / "run", *options)
+    assert caught.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]

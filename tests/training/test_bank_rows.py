@@ -1,0 +1,154 @@
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mstr_hf import MCLIPConfig, MCLIPModel, MSTRImageProcessor, MSTRProcessor, PrototypeBank
+from mstr_hf.charsets import load_charset, load_charsets
+from mstr_hf.models.modeling_spotter import random_unit_rows
+from mstr_hf.synthesis.characters import CharacterSynthesiser
+from mstr_hf.synthesis.synthetic_words import SyntheticWord
+from mstr_hf.training.bank_rows import (
+    check_space,
+    extend_bank,
+    extended_vocabulary,
+    image_rows,
+    prompt_rows,
+    spotter_rows,
+)
+from mstr_hf.training.mclip import text_rows
+from mstr_hf.vocabulary import OFFSET, Vocabulary, build_vocabulary
+
+
+def make_bank(vocabulary: Vocabulary, prototypes: torch.Tensor) -> PrototypeBank:
+    rows = vocabulary.rows
+    return PrototypeBank(
+        prototypes,
+        [row.character for row in rows],
+        [row.subtype for row in rows],
+        [row.script for row in rows],
+        [row.languages for row in rows],
+        vocabulary.joiners,
+        "first",
+    )
+
+
+def random_bank(*langs: str) -> PrototypeBank:
+    vocabulary = build_vocabulary(load_charsets(langs))
+    return make_bank(vocabulary, random_unit_rows(len(vocabulary.rows), 16))
+
+
+def make_mclip(characters: int) -> MCLIPModel:
+    torch.manual_seed(0)
+    config = MCLIPConfig(
+        vocab_size=OFFSET + characters,
+        num_rows=characters,
+        projection_dim=16,
+        hidden_size=16,
+        num_attention_heads=2,
+        num_hidden_layers=1,
+        intermediate_size=16,
+        image_channels=(4, 8),
+    )
+    return MCLIPModel(config).eval()
+
+
+@pytest.mark.parametrize(("old", "new"), [(("en", "ta"), "kn"), (("en", "hi"), "bn"), (("en", "hi"), "mr")])
+def test_bank_gains_a_language_and_keeps_its_rows(old, new):
+    bank = random_bank(*old)
+    vocabulary = extended_vocabulary(bank, load_charset(new))
+    count = len(vocabulary.rows) - len(bank)
+    assert count == len(load_charset(new).characters - set(bank.characters)) > 0
+    rows = torch.randn(count, 16, generator=torch.Generator().manual_seed(1))
+    extended = extend_bank(bank, vocabulary, rows, "test")
+    assert extended.digest(len(bank)) == bank.digest()
+    assert torch.equal(extended.prototypes[: len(bank)], bank.prototypes)
+    assert torch.equal(extended.prototypes[len(bank) :], F.normalize(rows, dim=-1))
+    # Bank, vocabulary and tokens agree, down to scripts, users and joiners.
+    again = make_bank(vocabulary, extended.prototypes)
+    assert extended.characters == again.characters and extended.scripts == again.scripts
+    assert [tuple(users) for users in extended.languages] == [tuple(users) for users in again.languages]
+    assert extended.joiners == vocabulary.joiners == "\u200c\u200d"
+    assert extended.all_languages == [*old, new]
+    assert extended.mclip_revision == f"first; {new}: test"
+
+
+def test_refuses_a_language_that_is_there_and_other_charsets():
+    bank = random_bank("en", "hi")
+    with pytest.raises(ValueError, match="has language hi already"):
+        extended_vocabulary(bank, load_charset("hi"))
+    bank.characters = ["Ω", *bank.characters[1:]]
+    with pytest.raises(ValueError, match="charsets differ"):
+        extended_vocabulary(bank, load_charset("bn"))
+
+
+def test_spotter_rows_are_means_of_its_frames(tiny_refiner):
+    spotter = tiny_refiner.spotter
+    bank = spotter.get_bank()
+    vocabulary = extended_vocabulary(bank, load_charset("bn"))
+    processor = MSTRProcessor(MSTRImageProcessor(), vocabulary.tokenizer())
+    pixels = np.random.default_rng(0)
+
+    def word(text: str, width: int, centres: list[float]) -> SyntheticWord:
+        image = pixels.integers(0, 256, (32, width), np.uint8)
+        return SyntheticWord(image, text, "bn", "font", np.array(centres))
+
+    unplaced = SyntheticWord(np.zeros((9, 9), np.uint8), "গ", "bn", "font", None)
+    words = [word("ক", 200, [0.5]), word("aকখ", 96, [0.2, 0.5, 0.8]), unplaced]
+    rows, counts = spotter_rows(spotter, processor, vocabulary, words)
+    seen = {vocabulary.rows[len(bank) + index].character: count for index, count in enumerate(counts) if count}
+    assert seen == {"ক": 2, "খ": 1}
+
+    def frame(word: SyntheticWord, centre: float) -> torch.Tensor:
+        output = spotter(**processor(images=[word.image], return_tensors="pt"))
+        middle = int(centre * output.frame_mask.sum())
+        near = range(middle - 1, middle + 2)
+        return output.embeddings[0, min(near, key=lambda place: output.blank_similarity[0, place].item())]
+
+    with torch.no_grad():
+        first = frame(words[0], 0.5) + frame(words[1], 0.5)
+        second = frame(words[1], 0.8)
+    for character, expected in (("ক", first), ("খ", second)):
+        row = rows[vocabulary.encode(character)[0] - OFFSET - len(bank)]
+        assert torch.allclose(row, F.normalize(expected, dim=-1), atol=1e-4)
+    assert rows.norm(dim=-1).bool().sum() == 2
+
+
+def test_image_rows_are_mean_embeddings_of_renderings(fonts):
+    bank = random_bank("en")
+    vocabulary = extended_vocabulary(bank, load_charset("ar"))
+    first = len(bank)
+    mclip = make_mclip(first)
+    characters = CharacterSynthesiser(fonts, vocabulary.rows, {"ar": load_charset("ar").letters})
+    characters.drawable = [pair for pair in characters.drawable if pair[0] % 5]  # as if some were in no font
+    rows, counts = image_rows(mclip, vocabulary, first, characters, 3, 7)
+    drawn = {row for row, _ in characters.drawable if row >= first}
+    assert {first + index for index, count in enumerate(counts) if count} == drawn and set(counts) == {0, 3}
+    assert torch.equal(rows.norm(dim=-1) > 0.5, torch.tensor(counts) > 0)
+    row = max(drawn)
+    images = np.stack([characters.crop(row, "ar", 7, index).image for index in range(3)])
+    with torch.no_grad():
+        embeds = mclip.get_image_features(torch.tensor(images)[:, None] / 127.5 - 1)
+    assert torch.allclose(rows[row - first], F.normalize(embeds.mean(0), dim=-1), atol=1e-5)
+
+
+def test_prompt_rows_need_an_mclip_that_was_tuned():
+    bank = random_bank("en", "hi")
+    vocabulary = extended_vocabulary(bank, load_charset("mr"))
+    with pytest.raises(ValueError, match=f"tuned on {len(bank)} characters.*--rows image"):
+        prompt_rows(make_mclip(len(bank)), vocabulary, len(bank))
+    mclip = make_mclip(len(vocabulary.rows))
+    rows = prompt_rows(mclip, vocabulary, len(bank))
+    with torch.no_grad():
+        assert torch.equal(rows, text_rows(mclip, vocabulary)[len(bank) :])
+
+
+def test_refuses_an_mclip_of_another_space():
+    vocabulary = build_vocabulary(load_charsets(["en", "hi"]))
+    mclip = make_mclip(len(vocabulary.rows) + 5)
+    with torch.no_grad():
+        check_space(mclip, make_bank(vocabulary, text_rows(mclip, vocabulary)))
+    with pytest.raises(ValueError, match=r"did not make the bank \(mean cosine"):
+        check_space(mclip, random_bank("en", "hi"))
+    with pytest.raises(ValueError, match="name the mCLIP that made the bank"):
+        check_space(make_mclip(50), random_bank("en", "hi"))
