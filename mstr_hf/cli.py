@@ -6,8 +6,8 @@ import io
 import json
 import os
 import sys
-from collections import Counter
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -177,6 +177,47 @@ def _parser() -> argparse.ArgumentParser:
     )
     install.add_argument("--cache-dir", metavar="FOLDER", help="default: the cache of the Hub's library")
     install.set_defaults(run=_install_checkpoint)
+
+    synthesise = commands.add_parser(
+        "synthesise",
+        help="draw synthetic words or characters",
+        description="Draw synthetic words or characters as a data set of Arrow shards, or as contact sheets. "
+        "A killed run goes on when it is called again.",
+        epilog=_EXIT_CODES,
+    )
+    add = synthesise.add_argument
+    add("output", metavar="FOLDER", help="where the data set or the contact sheets go")
+    add("--lang", type=_languages, required=True, metavar="hi,en", help="languages")
+    add("--characters", action="store_true", help="single characters with their prompts, instead of words")
+    add("--preview", action="store_true", help="draw contact sheets only, PNG files")
+    add("--train", type=_at_least(1), default=10_000, metavar="N", help="images a language (default: 10000)")
+    add("--validation", type=_at_least(0), default=0, metavar="N", help="images a language in held-out fonts")
+    add("--fonts", action="append", default=[], metavar="FOLDER", help="fonts beside the system's; repeatable")
+    add("--seed", type=_at_least(0), default=0, metavar="N", help="seed of all randomness (default: 0)")
+    add("--num-proc", type=_at_least(1), metavar="N", help="processes (default: one a core)")
+    synthesise.set_defaults(run=_synthesise)
+
+    fonts = commands.add_parser(
+        "fonts",
+        help="report the fonts that draw a language",
+        description="Report the fonts of each language: families, designs, licences, characters that many lack, "
+        "and what was refused and why.",
+        epilog=_EXIT_CODES,
+    )
+    fonts.add_argument("folders", nargs="*", metavar="FOLDER", help="fonts beside the system's")
+    fonts.add_argument("--lang", type=_languages, required=True, metavar="hi,en", help="languages")
+    fonts.set_defaults(run=_fonts)
+
+    words = commands.add_parser(
+        "words",
+        help="report how often synthetic words hold each character",
+        description="Draw words without pictures, and report how often each character occurs, the rarest last: "
+        "a summary, then language, code point, character and count, between tabs.",
+        epilog=_EXIT_CODES,
+    )
+    words.add_argument("--lang", type=_languages, required=True, metavar="hi,en", help="languages")
+    words.add_argument("--count", type=_at_least(1), default=20_000, metavar="N", help="words (default: 20000)")
+    words.set_defaults(run=_words)
     return parser
 
 
@@ -288,6 +329,46 @@ def _explain(arguments: argparse.Namespace) -> int:
         picture = explain(model, processor, arguments.image, arguments.top_k)
         picture.save(arguments.output)
     except (OSError, ValueError) as error:
+        raise CommandError(_one_line(error)) from error
+    return 0
+
+
+def _synthesise(arguments: argparse.Namespace) -> int:
+    try:
+        from mstr_hf.synthesis.dataset import synthesise
+        from mstr_hf.synthesis.preview import preview
+
+        common = (arguments.characters, arguments.fonts, arguments.seed)
+        if arguments.preview:
+            for path in preview(arguments.output, arguments.lang, *common):
+                print(path)
+            return 0
+        counts = (arguments.train, arguments.validation)
+        totals = synthesise(arguments.output, arguments.lang, *counts, *common, num_proc=arguments.num_proc)
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
+        raise CommandError(_one_line(error)) from error
+    for part, total in totals.items():
+        print(f"{part}: {total.rows} images")
+    return 0
+
+
+def _fonts(arguments: argparse.Namespace) -> int:
+    try:
+        from mstr_hf.synthesis.fonts import discover_fonts
+
+        print(discover_fonts(arguments.lang, arguments.folders).report())
+    except (ImportError, OSError, ValueError) as error:
+        raise CommandError(_one_line(error)) from error
+    return 0
+
+
+def _words(arguments: argparse.Namespace) -> int:
+    try:
+        from mstr_hf.synthesis.words import histogram_report
+
+        for lang in arguments.lang:
+            print(histogram_report(lang, arguments.count))
+    except (ImportError, ValueError, RuntimeError) as error:
         raise CommandError(_one_line(error)) from error
     return 0
 

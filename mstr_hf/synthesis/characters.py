@@ -12,7 +12,7 @@ import numpy as np
 
 from mstr_hf.vocabulary import Row
 
-from .augmentation import compose, degrade
+from .augmentation import MIN_CONTRAST, compose, contrast, degrade
 from .fonts import Face, FontIndex, covers, hb_font
 from .rendering import random_style, render_character
 
@@ -50,18 +50,19 @@ class CharacterSynthesiser:
         self.rows = rows
         self.letters = letters
         self.severity = severity
-        self.faces = {lang: fonts.faces(lang, split) for lang in letters}
+        self.families = {lang: fonts.families(lang, split) for lang in letters}
         self.drawable = [
             (index, lang)
             for index, row in enumerate(rows)
             for lang in row.languages
-            if lang in letters and any(_drawable(face, row.character) for face in self.faces[lang])
+            if lang in letters
+            and any(_drawable(face, row.character) for family in self.families[lang] for face in family)
         ]
 
     def character(self, seed: int, index: int) -> SyntheticCharacter:
         """The crop at a position of the endless sequence; (row, language) pairs come round in a shuffled order."""
         lap, position = divmod(index, len(self.drawable))
-        order = random.Random(f"{seed}/lap/{lap}").sample(range(len(self.drawable)), len(self.drawable))
+        order = _order(f"{seed}/lap/{lap}", len(self.drawable))
         return self.crop(*self.drawable[order[position]], seed, index)
 
     def crop(self, row: int, lang: str, seed: int, index: int) -> SyntheticCharacter:
@@ -70,7 +71,7 @@ class CharacterSynthesiser:
         noise = np.random.default_rng(rng.getrandbits(64))
         char = self.rows[row].character
         while True:
-            face = rng.choice(self.faces[lang])
+            face = rng.choice(rng.choice(self.families[lang]))
             if not _drawable(face, char):
                 continue
             style = random_style(rng, face.axes, connected=True)
@@ -95,8 +96,15 @@ class CharacterSynthesiser:
             )
             mask = cv2.warpAffine(mask, move, (FRAME_WIDTH, FRAME_HEIGHT))
             image = degrade(noise, compose(noise, mask), self.severity * rng.betavariate(1.2, 2.5))
+            if contrast(image, mask) < MIN_CONTRAST * 0.6:  # damage that hides the character costs another draw
+                continue
             image = cv2.resize(image, (FRAME_WIDTH, FRAME_HEIGHT), interpolation=cv2.INTER_AREA)
             return SyntheticCharacter(image, row, lang)
+
+
+@functools.lru_cache(maxsize=16)
+def _order(seed: str, count: int) -> list[int]:
+    return random.Random(seed).sample(range(count), count)
 
 
 @functools.lru_cache(maxsize=200_000)

@@ -1,12 +1,11 @@
 """Find the fonts that draw a language correctly, and split them by family into training and held-out ones.
 
 What a font covers is decided by shaping with HarfBuzz: its character map alone says nothing about conjuncts,
-contextual forms or marks. ``python -m mstr_hf.synthesis.fonts`` lists what was found and what was refused.
+contextual forms or marks. ``mstr fonts`` lists what was found and what was refused.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import hashlib
 import logging
@@ -25,7 +24,7 @@ import numpy as np
 import uharfbuzz as hb
 from tqdm import tqdm
 
-from mstr_hf.charsets import Charset, load_charset
+from mstr_hf.charsets import DIACRITIC, Charset, load_charset
 from mstr_hf.synthesis.cache import cache_folder, read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -40,6 +39,8 @@ SPLIT_SALT = 15
 # A face may lack a rare letter: every word is checked again when it is drawn.
 ENOUGH_LETTERS = 0.85
 DOTTED_CIRCLE = 0x25CC
+# Families of one kind that the report names.
+LISTED = 20
 # A file of an @fontsource package, and subsets that add only rare letters, emoji or slices of symbols.
 WEB_FONT = r".+?-(?P<subset>[a-z]+(-ext)?|\d+)-(?P<style>\d+-(normal|italic))\.woff2"
 IDLE_SUBSETS = r".*-ext|vietnamese|emoji|math|symbols|\d+"
@@ -69,7 +70,25 @@ PROBES: dict[str, tuple[str, ...]] = {
     "Beng": ("ক্ষমা", "বিজ্ঞান", "স্ত্রী", "প্রথম", "কর্ম", "বিদ্যা", "ব্রহ্ম", "উদ্ধার", "পশ্চিম"),
     "Taml": ("தமிழ்", "கொடுமை", "ஸ்ரீ", "நூறு", "பெண்", "மௌனம்"),
     "Telu": ("క్షమ", "స్త్రీ", "కృష్ణ", "విద్యార్థి", "ప్రేమ", "రాష్ట్రం", "అమ్మ", "జ్ఞానం"),
+    "Knda": ("ಕ್ಷಮೆ", "ಸ್ತ್ರೀ", "ಕೃಷ್ಣ", "ವಿದ್ಯಾರ್ಥಿ", "ಪ್ರೇಮ", "ರಾಷ್ಟ್ರ", "ಅಮ್ಮ", "ಜ್ಞಾನ"),
+    # what the reformed spelling joins too
+    "Mlym": ("അമ്മ", "ക്ഷമ", "പ്രേമം", "വെള്ളം", "കൃത്യം"),
+    "Gujr": ("ક્ષમા", "વિદ્યાર્થી", "જ્ઞાન", "પ્રેમ", "સ્ત્રી", "કૃષ્ણ", "શ્રી"),
+    "Guru": ("ਪੰਜਾਬੀ", "ਪ੍ਰੇਮ", "ਸਿੱਖ", "ਪੜ੍ਹਾਈ"),
+    "Orya": ("କ୍ଷମା", "ବିଦ୍ୟାର୍ଥୀ", "ଜ୍ଞାନ", "ପ୍ରେମ", "ସ୍ତ୍ରୀ", "କୃଷ୍ଣ"),
     "Arab": ("السلام", "لا", "محمّد", "مؤسسة", "بيئة", "كتابَ"),
+}
+# Names of licences by what a font says of its own.
+LICENCES = {
+    r"open ?font|\bofl\b": "OFL",
+    r"general public|gnu freefont|\bl?gpl": "GPL",
+    r"apache": "Apache",
+    r"gust\b|latex project": "LPPL",
+    r"liberation": "Liberation",
+    r"bitstream|\bvera\b": "Bitstream Vera",
+    r"paratype ltd grants": "ParaType",
+    r"mit licen": "MIT",
+    r"public domain|cc0|creative ?commons": "Creative Commons or public domain",
 }
 WEIGHT_WORDS = r"(?i)( (thin|(extra|ultra|semi|demi) ?(light|bold)|light|medium|bold|black|heavy))+$"
 # Words in family names that do not make it another design.
@@ -83,6 +102,7 @@ VARIANT_WORDS = (
 # Letters whose two cases are drawn alike in every text face, and letters whose two cases never are.
 SAME_IN_BOTH_CASES = "cosvwxz"
 DIFFERENT_CASES = "abdeghnqr"
+_ASCII_OR_NOT = re.compile(r"[\x00-\x7f]+|[^\x00-\x7f]+")
 
 
 @dataclass(frozen=True)
@@ -95,8 +115,10 @@ class Face:
         family: Typographic family name.
         style: Typographic style name, such as "Bold Italic".
         axes: Variation axes, tag -> (minimum, default, maximum); empty for a static face.
-        licence: First line of the licence in the font, "" if it names none.
+        licence: Short name of the licence that the font states, its first line if it is none of the known ones,
+            "" if there is none.
         group: Name shared by all families that draw this language in the same design: the unit of the split.
+        missing: Characters of the language's charset that the face has no glyph for.
     """
 
     path: str
@@ -106,6 +128,7 @@ class Face:
     axes: dict[str, tuple[float, float, float]] = field(compare=False)
     licence: str = field(compare=False)
     group: str = field(compare=False)
+    missing: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -139,28 +162,55 @@ class FontIndex:
             raise ValueError(f"no usable font for language {lang!r}: {INSTALL_HINT}")
         return [face for face in faces if (face.group in self.heldout[lang]) == (split == "heldout")]
 
+    def families(self, lang: str, split: str = "train") -> list[list[Face]]:
+        """Faces of a language by family, so that one with forty styles is drawn no more often than one with one.
+
+        Args:
+            lang: Language code.
+            split: "train" or "heldout".
+
+        Raises:
+            ValueError: If the split is unknown, or has no font that draws the language.
+        """
+        families: dict[str, list[Face]] = {}
+        for face in self.faces(lang, split):
+            families.setdefault(face.family, []).append(face)
+        if not families:
+            raise ValueError(f"language {lang!r} has a single font design, so none for {split!r}: {INSTALL_HINT}")
+        return [families[name] for name in sorted(families)]
+
     def report(self) -> str:
-        """Families, faces, licences and refusals of each language as text."""
+        """Families, faces, licences, rare characters and refusals of each language as text."""
         lines = []
         for lang, faces in self.by_language.items():
-            for split in ("train", "heldout"):
+            families = {face.family for face in faces}
+            lines.append(f"{lang}: {_count(faces)}")
+            for split, name in (("train", "to train with"), ("heldout", "held out")):
                 part = [face for face in faces if (face.group in self.heldout[lang]) == (split == "heldout")]
-                variable = sum(bool(face.axes) for face in part)
-                families = sorted({face.family for face in part})
-                designs = len({face.group for face in part})
-                lines.append(
-                    f"{lang} {split}: {len(families)} families in {designs} designs, "
-                    f"{len(part)} faces, {variable} of them variable"
-                )
-                if split == "heldout":
-                    lines.append("    " + ", ".join(families))
-            licences = Counter(face.licence[:60] or "not named in the font" for face in faces)
-            lines += [f"    licence: {count} x {licence}" for licence, count in licences.most_common(4)]
+                lines.append(f"    {name}: {_count(part)}")
+            lines.append("        " + ", ".join(sorted({face.family for face in part})))
+            known = {*LICENCES.values(), ""}
+            licences = Counter(face.licence if face.licence in known else "another" for face in faces)
+            named = [f"{count} {name or 'not stated in the font'}" for name, count in licences.most_common()]
+            lines.append(f"    licences of the faces: {', '.join(named)}")
+            missing = Counter(c for _, missing in {(face.family, face.missing) for face in faces} for c in set(missing))
+            rare = [f"{c} (U+{ord(c):04X})" for c, count in missing.most_common() if count > len(families) / 2]
+            if rare:
+                lines.append(f"    characters that half of the families or more lack: {', '.join(rare)}")
             reasons = defaultdict(list)
             for family, reason in sorted(self.refused[lang].items()):
-                reasons[reason].append(family)
-            lines += [f"    refused, {reason}: {', '.join(families)}" for reason, families in reasons.items()]
+                if family not in families:
+                    reasons[reason].append(family)
+            for reason, names in reasons.items():
+                more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+                lines.append(f"    {len(names)} refused, {reason}: {', '.join(names[:LISTED])}{more}")
         return "\n".join(lines)
+
+
+def _count(faces: Sequence[Face]) -> str:
+    families, designs = {face.family for face in faces}, {face.group for face in faces}
+    variable = sum(bool(face.axes) for face in faces)
+    return f"{len(families)} families in {len(designs)} designs, {len(faces)} faces, {variable} of them variable"
 
 
 def discover_fonts(languages: Sequence[str], folders: Sequence[str | Path] = ()) -> FontIndex:
@@ -178,8 +228,7 @@ def discover_fonts(languages: Sequence[str], folders: Sequence[str | Path] = ())
     by_language: dict[str, list[Face]] = {}
     heldout: dict[str, frozenset[str]] = {}
     refused: dict[str, dict[str, str]] = {}
-    for lang in languages:
-        records = _language_records(load_charset(lang), paths)
+    for lang, records in _records([load_charset(lang) for lang in languages], paths).items():
         used = [record for record in records if not record["refusal"]]
         groups = _design_groups(used)
         by_language[lang] = [
@@ -191,6 +240,7 @@ def discover_fonts(languages: Sequence[str], folders: Sequence[str | Path] = ())
                 axes={tag: (low, default, high) for tag, (low, default, high) in record["axes"].items()},
                 licence=record["licence"],
                 group=groups[_family_key(record["family"])],
+                missing=record["missing"],
             )
             for record in used
         ]
@@ -199,7 +249,7 @@ def discover_fonts(languages: Sequence[str], folders: Sequence[str | Path] = ())
     return FontIndex(by_language, heldout, refused)
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=8192)
 def hb_font(face: Face) -> hb.Font:
     """The HarfBuzz font of a face, opened once a process; its scale is the face's units per em.
 
@@ -218,20 +268,34 @@ def shapes(font: hb.Font, text: str) -> bool:
     """Whether an open font draws the text; see :func:`covers`."""
     circle = font.get_nominal_glyph(DOTTED_CIRCLE) if chr(DOTTED_CIRCLE) not in text else None
     for run, glyphs in _shaped(font, text):
-        inked = {cluster for glyph, cluster in glyphs if _has_ink(font, glyph)}
-        for glyph, cluster in glyphs:
+        for glyph, _ in glyphs:
             if glyph == 0 or glyph == circle:
                 return False
-            # Some fonts map letters to empty glyphs. An empty glyph that was put in by a substitution is no
-            # fault: some fonts draw the whole of a ligature with its first letter.
-            character = run[cluster]
-            blank = cluster not in inked and glyph == font.get_nominal_glyph(ord(character))
-            if blank and character.isprintable() and character != " ":
+        for character in set(run):
+            if _is_blank(font, character) and _shows_blank(font, run, character, glyphs):
                 return False
-            local_digit = character.isdecimal() and not character.isascii()
+            local_digit = not character.isascii() and character.isdecimal()
             if local_digit and _borrows_digits(font, ord(character) - unicodedata.decimal(character)):
                 return False
     return True
+
+
+@functools.lru_cache(maxsize=500_000)
+def _is_blank(font: hb.Font, character: str) -> bool:
+    """Whether a font maps a character that ought to show to an empty glyph."""
+    glyph = font.get_nominal_glyph(ord(character))
+    return glyph is not None and character.isprintable() and character != " " and not _has_ink(font, glyph)
+
+
+def _shows_blank(font: hb.Font, run: str, character: str, glyphs: list[tuple[int, int]]) -> bool:
+    """Whether a character's empty glyph is still there after shaping, with no ink of its cluster beside it.
+
+    An empty glyph that was put in by a substitution is no fault: some fonts draw the whole of a ligature with
+    its first letter.
+    """
+    glyph = font.get_nominal_glyph(ord(character))
+    inked = {cluster for other, cluster in glyphs if _has_ink(font, other)}
+    return any(own == glyph and run[cluster] == character and cluster not in inked for own, cluster in glyphs)
 
 
 @functools.lru_cache(maxsize=512)
@@ -265,7 +329,7 @@ def _shaped(font: hb.Font, text: str) -> Iterator[tuple[str, list[tuple[int, int
 
     ASCII is shaped apart, as it takes the script of its surroundings otherwise.
     """
-    for run in re.findall(r"[\x00-\x7f]+|[^\x00-\x7f]+", text):
+    for run in [text] if text.isascii() else _ASCII_OR_NOT.findall(text):
         buffer = hb.Buffer()
         buffer.add_str(run)
         buffer.guess_segment_properties()
@@ -357,53 +421,63 @@ def _convert_web_font(files: list[Path], style: str) -> Path | None:
 # -------------------- what a file is good for
 
 
-def _language_records(charset: Charset, paths: Sequence[str]) -> list[dict[str, Any]]:
-    """One record a face that has the charset's letters, from the cache where the file has not changed."""
+def _records(charsets: Sequence[Charset], paths: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """For each language, one record a face that has its letters, from the cache where the file has not changed."""
     # the rules are this very file, so that no cache outlives a change of them
-    rules = Path(__file__).read_text(encoding="utf-8") + repr(charset)
-    digest = hashlib.sha256(rules.encode()).hexdigest()[:12]
-    cache = cache_folder("fonts") / f"index-{charset.lang}-{digest}.json"
-    known: dict[str, Any] = read_json(cache) or {}
-    records = dict(known)
-    for path in tqdm(paths, f"looking for {charset.name} in fonts", delay=2, disable=None, leave=False):
+    rules = Path(__file__).read_text(encoding="utf-8")
+    digests = {
+        charset.lang: hashlib.sha256((rules + repr(charset)).encode()).hexdigest()[:12] for charset in charsets
+    }
+    caches = {lang: cache_folder("fonts") / f"index-{lang}-{digest}.json" for lang, digest in digests.items()}
+    known: dict[str, dict[str, Any]] = {lang: read_json(cache) or {} for lang, cache in caches.items()}
+    records = {lang: dict(files) for lang, files in known.items()}
+    for path in tqdm(paths, "looking into fonts", delay=2, disable=None, leave=False):
         stat = os.stat(path)
         stamp = [stat.st_mtime_ns, stat.st_size]
-        if path not in known or known[path][0] != stamp:
-            records[path] = [stamp, _scan_file(path, charset)]
-    if records != known:
-        write_json(cache, records)
-    return [record for path in paths for record in records[path][1]]
+        new = [charset for charset in charsets if known[charset.lang].get(path, [None])[0] != stamp]
+        for lang, found in _scan_file(path, new).items() if new else ():
+            records[lang][path] = [stamp, found]
+    for lang, files in records.items():
+        if files != known[lang]:
+            write_json(caches[lang], files)
+    return {lang: [record for path in paths for record in files[path][1]] for lang, files in records.items()}
 
 
-def _scan_file(path: str, charset: Charset) -> list[dict[str, Any]]:
-    """Records of the faces in a file that have the letters of the charset."""
+def _scan_file(path: str, charsets: Sequence[Charset]) -> dict[str, list[dict[str, Any]]]:
+    """For each language, records of the faces in a file that have its letters."""
     blob = hb.Blob.from_file_path(path)
-    found = []
+    found: dict[str, list[dict[str, Any]]] = {charset.lang: [] for charset in charsets}
     for index in range(max(1, hb.Face(blob, 0).count)):
         face = hb.Face(blob, index)
         unicodes = set(face.unicodes)
-        if sum(ord(letter) in unicodes for letter in charset.letters) < ENOUGH_LETTERS * len(charset.letters):
-            continue
-        font = hb.Font(face)
-        # web fonts name each weight a family of its own
-        family = re.sub(WEIGHT_WORDS, "", _name(face, 16, 1)) or Path(path).stem
-        found.append(
-            {
-                "path": path,
-                "index": index,
-                "family": family,
-                "style": _name(face, 17, 2),
-                "axes": {
-                    axis.tag: [axis.min_value, axis.default_value, axis.max_value]
-                    for axis in (face.axis_infos if face.has_var_data else [])
-                    if axis.tag in AXES
-                },
-                "licence": (_name(face, 13, 14).splitlines() or [""])[0][:120],
-                "signature": _signature(font, charset),
-                "refusal": _refusal(font, family, charset),
-            }
-        )
+        for charset in charsets:
+            if sum(ord(letter) in unicodes for letter in charset.letters) >= ENOUGH_LETTERS * len(charset.letters):
+                found[charset.lang].append({"path": path, "index": index, **_record(face, unicodes, charset, path)})
     return found
+
+
+def _record(face: hb.Face, unicodes: set[int], charset: Charset, path: str) -> dict[str, Any]:
+    font = hb.Font(face)
+    # web fonts name each weight a family of its own
+    family = re.sub(WEIGHT_WORDS, "", _name(face, 16, 1)) or Path(path).stem
+    return {
+        "family": family,
+        "style": _name(face, 17, 2),
+        "axes": {
+            axis.tag: [axis.min_value, axis.default_value, axis.max_value]
+            for axis in (face.axis_infos if face.has_var_data else [])
+            if axis.tag in AXES
+        },
+        "licence": _licence(" ".join(_name(face, name) for name in (13, 14))),
+        "missing": "".join(
+            character
+            for character, subtype in charset.entries
+            # accented letters are drawn as one
+            if ord(character) not in unicodes and not (charset.script == "Latn" and subtype == DIACRITIC)
+        ),
+        "signature": _signature(font, charset),
+        "refusal": _refusal(font, family, charset),
+    }
 
 
 def _name(face: hb.Face, *name_ids: int) -> str:
@@ -413,6 +487,14 @@ def _name(face: hb.Face, *name_ids: int) -> str:
         if name:
             return name.strip()
     return ""
+
+
+def _licence(text: str) -> str:
+    """Short name of a licence, or the first line of its text."""
+    for pattern, name in LICENCES.items():
+        if re.search(pattern, text, re.IGNORECASE):
+            return name
+    return (text.strip().splitlines() or [""])[0][:120]
 
 
 def _refusal(font: hb.Font, family: str, charset: Charset) -> str:
@@ -516,17 +598,3 @@ def _heldout_groups(counts: Counter[str]) -> frozenset[str]:
     }
     heldout = frozenset(group for group, rank in ranks.items() if rank < HELDOUT_SHARE)
     return heldout or frozenset(sorted(ranks, key=lambda group: ranks[group])[:1])
-
-
-def main() -> None:
-    """Print the report of ``python -m mstr_hf.synthesis.fonts``."""
-    description = "List the fonts of each language: families, licences, what was refused and why."
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--lang", default="en,hi,bn,ta,te,ar", help="language codes, separated by commas")
-    parser.add_argument("folders", nargs="*", help="more folders with fonts")
-    arguments = parser.parse_args()
-    print(discover_fonts(arguments.lang.split(","), arguments.folders).report())
-
-
-if __name__ == "__main__":
-    main()

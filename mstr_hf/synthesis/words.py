@@ -13,6 +13,7 @@ import importlib.util
 import itertools
 import logging
 import random
+import re
 import shutil
 import subprocess
 import unicodedata
@@ -35,11 +36,15 @@ MAX_LENGTH = 54
 USUAL_LENGTH = 24
 MAX_WORDS = 150_000
 SYLLABLES = 150
+LOCALES = Path("/usr/share/locale")
 # Frequencies of words span six decades; this power lets rare words in and still favours those on every sign.
 FREQUENCY_POWER = 0.4
 
-# Percent of words, numbers, words with punctuation, random strings, single characters and pairs of words.
-MIXTURE = (70, 8, 7, 10, 1, 4)
+# Percent of words, numbers, words with punctuation, random strings, single characters, pairs of words, and Latin
+# words among those of other scripts.
+MIXTURE = (67, 8, 7, 10, 1, 4, 3)
+# Latin words on the signs of other scripts are names and a few common nouns.
+LATIN_WORDS = 20_000
 OPENING = {"(": ")", "[": "]", '"': '"', "'": "'", "“": "”", "‘": "’", "«": "»"}
 # Code point modulo 128 of the plain consonants: the blocks of the Brahmic scripts were laid out alike.
 BRAHMIC_CONSONANTS = range(0x15, 0x3A)
@@ -60,6 +65,7 @@ class WordSource:
         words: Dictionary words, NFC.
         cumulative: Running sum of the words' weights.
         syllables: Character -> grapheme clusters of the language that hold it, NFC.
+        latin: Common English words for the signs of another script; empty for Latin scripts.
     """
 
     charset: Charset
@@ -67,10 +73,19 @@ class WordSource:
     words: list[str] = field(repr=False)
     cumulative: list[float] = field(repr=False)
     syllables: dict[str, list[str]] = field(repr=False)
+    latin: list[str] = field(repr=False)
 
     def sample(self, rng: random.Random) -> str:
         """A word as it is drawn: NFC, in logical order, with one space if it is two words."""
-        kinds = (self._word, self._number, self._punctuated, self._random, self._character, self._pair)
+        kinds = (
+            self._word,
+            self._number,
+            self._punctuated,
+            self._random,
+            self._character,
+            self._pair,
+            self._latin_word if self.latin else self._word,
+        )
         while True:
             text = rng.choices(kinds, MIXTURE)[0](rng)
             label = normalise(text, keep="".join(self.charset.joiners))
@@ -92,8 +107,17 @@ class WordSource:
 
     def _number(self, rng: random.Random) -> str:
         text = rng.choice(_NUMBERS)(rng)
+        own_currency = [sign for sign in self.charset.punctuation if unicodedata.category(sign) == "Sc"]
+        if own_currency and rng.random() < 0.5:
+            text = re.sub("[$£€¥₹]", rng.choice(own_currency), text)
+        if self.charset.script != "Latn" and rng.random() < 0.06:  # plates, flats and rows: 12-ক, क२३४५
+            letters = "".join(rng.choice(self.charset.letters) for _ in range(rng.randint(1, 2)))
+            parts = [letters, _digits(rng, rng.randint(1, 4))]
+            text = rng.choice(["", "-", "/"]).join(parts if rng.random() < 0.6 else parts[::-1])
         if self.charset.digits and rng.random() < 0.35:
             text = text.translate(str.maketrans("0123456789", "".join(self.charset.digits)))
+            if self.charset.script == "Arab" and rng.random() < 0.5:
+                text = text.translate(str.maketrans("%.,", "٪٫٬"))
         return text
 
     def _punctuated(self, rng: random.Random) -> str:
@@ -115,11 +139,18 @@ class WordSource:
         return rng.choice([sign + word, word + sign])
 
     def _random(self, rng: random.Random) -> str:
-        parts = [self._syllable(rng) for _ in range(min(8, 1 + int(rng.expovariate(0.4))))]
-        if rng.random() < 0.2:
-            signs = [*self.charset.punctuation, *(character for character, _ in self.charset.common)]
-            parts.insert(rng.randint(0, len(parts)), rng.choice(signs))
-        return "".join(parts)
+        # Signs and digits that words never hold are seen here, as often as each other, among letters or not.
+        share = rng.choice([0.0, 0.0, 0.2, 0.7])
+        length = min(8, 1 + int(rng.expovariate(0.4)))
+        return "".join(self._sign(rng) if rng.random() < share else self._syllable(rng) for _ in range(length))
+
+    def _sign(self, rng: random.Random) -> str:
+        """A character that is no letter or mark."""
+        signs = len(self.charset.digits) + len(self.charset.punctuation)
+        place = rng.randrange(signs + len(self.charset.common))
+        return (*self.charset.digits, *self.charset.punctuation)[place] if place < signs else (
+            self.charset.common[place - signs][0]
+        )
 
     def _syllable(self, rng: random.Random) -> str:
         """A syllable that the script allows, around a character chosen evenly: rare ones are drawn too."""
@@ -129,6 +160,9 @@ class WordSource:
         own = [*self.charset.letters, *self.charset.digits]
         common = [character for character, _ in self.charset.common]
         return rng.choice(own if rng.random() < 0.6 else common)
+
+    def _latin_word(self, rng: random.Random) -> str:
+        return _recase(rng, rng.choice(self.latin))
 
     def _pair(self, rng: random.Random) -> str:
         for _ in range(20):
@@ -166,7 +200,15 @@ def load_words(lang: str) -> WordSource:
         write_json(cache, content)
     cumulative = list(itertools.accumulate(content["weights"]))
     characters = charset.characters | load_charset("en").characters
-    return WordSource(charset, characters, content["words"], cumulative, content["syllables"])
+    latin = [] if charset.script == "Latn" else _latin_words()
+    return WordSource(charset, characters, content["words"], cumulative, content["syllables"], latin)
+
+
+def _latin_words() -> list[str]:
+    try:
+        return [word for word in load_words("en").words[:LATIN_WORDS] if word.isascii() and word.isalpha()]
+    except WordsError:  # the signs of other scripts are drawn without
+        return []
 
 
 def character_histogram(source: WordSource, n: int, seed: int) -> Counter[str]:
@@ -182,7 +224,29 @@ def character_histogram(source: WordSource, n: int, seed: int) -> Counter[str]:
     counts = Counter(dict.fromkeys(source.charset.characters, 0))
     for _ in range(n):
         counts.update(normalise(source.sample(rng), keep=keep))
-    return Counter(dict(counts.most_common()))
+    return Counter({c: count for c, count in counts.most_common() if c in source.charset.characters})
+
+
+def histogram_report(lang: str, n: int, seed: int = 0) -> str:
+    """The histogram of a language as text: first a summary with the rarest characters, then a line a character.
+
+    Args:
+        lang: Language code.
+        n: Number of words to draw.
+        seed: Seed of the draw.
+
+    Raises:
+        WordsError: If no list of the language is installed.
+    """
+    source = load_words(lang)
+    histogram = character_histogram(source, n, seed)
+    rarest = ", ".join(f"{character} {count}" for character, count in list(histogram.items())[:-11:-1])
+    lines = [
+        f"{lang}: {len(source.words)} listed words, {len(histogram)} characters; in {n} drawn words "
+        f"the rarest are {rarest}"
+    ]
+    lines += [f"{lang}\tU+{ord(character):04X}\t{character}\t{count}" for character, count in histogram.items()]
+    return "\n".join(lines)
 
 
 # -------------------- forms of words
@@ -246,6 +310,7 @@ _NUMBERS: tuple[Callable[[random.Random], str], ...] = (
     lambda rng: _digits(rng, rng.randint(1, 6)),
     lambda rng: str(rng.randint(1900, 2035)),
     lambda rng: f"{rng.randint(0, 23):02}:{rng.randint(0, 59):02}",
+    lambda rng: f"{rng.randint(1, 12)}{rng.choice(['', ':00', ':30', '.15'])}{rng.choice(['AM', 'PM', 'am', 'pm'])}",
     lambda rng: f"{rng.randint(1, 100)}%",
     lambda rng: f"{rng.randint(0, 999)}.{_digits(rng, rng.randint(1, 2))}",
     lambda rng: f"{rng.randint(1, 99)}{rng.choice('-/+×:')}{rng.randint(1, 99)}",
@@ -307,6 +372,52 @@ def _file(name: str, install: str, path: Path) -> _List:
     return _List(name, install, stamp, read)
 
 
+def _hunspell(lang: str, file: str) -> _List:
+    return _file(f"hunspell-{lang}", f"apt-get install hunspell-{lang}", Path("/usr/share/hunspell") / file)
+
+
+def _cldr(lang: str) -> _List:
+    """Names of countries, languages, currencies, months and days, from the Unicode locale data."""
+
+    def read() -> Iterator[tuple[str, float]]:
+        from babel import Locale
+
+        locale = Locale.parse(lang)
+        names = [*locale.territories.values(), *locale.languages.values(), *locale.currencies.values()]
+        for forms in (*locale.months.values(), *locale.days.values()):
+            names += [name for form in forms.values() for name in form.values()]
+        yield from ((word, 0.0) for name in names for word in _split(name))
+
+    return _List(f"cldr-{lang}", "pip install babel", lambda: _distribution("babel"), read)
+
+
+def _translations(lang: str) -> _List:
+    """Words of the translated programs that are installed: few, but running text, so with frequencies."""
+    files = sorted((LOCALES / lang / "LC_MESSAGES").glob("*.mo"))
+
+    def stamp() -> str:
+        return "".join(f"{path.name}{path.stat().st_size}" for path in files) if _distribution("babel") else ""
+
+    def read() -> Iterator[tuple[str, float]]:
+        from babel.messages.mofile import read_mo
+
+        counts: Counter[str] = Counter()
+        for path in files:
+            with path.open("rb") as file:
+                for message in read_mo(file):
+                    for text in [message.string] if isinstance(message.string, str) else message.string or ():
+                        counts.update(_split(text))
+        total = counts.total()
+        yield from ((word, count / total) for word, count in counts.items())
+
+    hint = "pip install babel; apt-get install iso-codes gimp-data evolution-common"
+    return _List(f"translations-{lang}", hint, stamp, read)
+
+
+def _split(text: str) -> list[str]:
+    return regex.findall(r"[\p{L}\p{M}\u200c\u200d]+", text)
+
+
 def _distribution(name: str) -> str:
     try:
         return importlib.metadata.version(name)
@@ -332,11 +443,21 @@ _SOURCES: dict[str, list[_List]] = {
     "hi": [_wordfreq("hi"), _aspell("hi")],
     "bn": [_wordfreq("bn"), _aspell("bn")],
     "ta": [_wordfreq("ta"), *_open_tamil()],
-    "te": [
-        _file("hunspell-te", "apt-get install hunspell-te", Path("/usr/share/hunspell/te_IN.dic")),
-        _aspell("te"),
-    ],
+    "te": [_hunspell("te", "te_IN.dic"), _aspell("te"), _cldr("te"), _translations("te")],
     "ar": [_wordfreq("ar")],
+    "mr": [_aspell("mr"), _cldr("mr"), _translations("mr")],
+    "as": [_cldr("as"), _translations("as")],
+    "ml": [_hunspell("ml", "ml_IN.dic"), _aspell("ml"), _cldr("ml"), _translations("ml")],
+    "kn": [_aspell("kn"), _cldr("kn"), _translations("kn")],
+    "gu": [_hunspell("gu", "gu_IN.dic"), _aspell("gu"), _cldr("gu"), _translations("gu")],
+    "pa": [_aspell("pa"), _cldr("pa"), _translations("pa")],
+    "or": [_aspell("or"), _cldr("or"), _translations("or")],
+    "ur": [_wordfreq("ur"), _cldr("ur"), _translations("ur")],
+    "fa": [_wordfreq("fa")],
+    "he": [_wordfreq("he")],
+    "ru": [_wordfreq("ru")],
+    "el": [_wordfreq("el")],
+    "ko": [_wordfreq("ko")],
 }
 
 

@@ -3,6 +3,7 @@ import pytest
 
 from mstr_hf.charsets import load_charsets
 from mstr_hf.models.text import normalise
+from mstr_hf.synthesis import characters as character_module
 from mstr_hf.synthesis.characters import FRAME_HEIGHT, FRAME_WIDTH, CharacterSynthesiser
 from mstr_hf.vocabulary import build_vocabulary
 
@@ -33,6 +34,16 @@ def test_crops_show_their_row(characters):
         assert crop.lang in ROWS[crop.row].languages
     spread = [characters.character(0, index).image.std() for index in range(150)]
     assert np.median(spread) > 12
+
+
+def test_damage_that_hides_the_character_costs_another_draw(characters, monkeypatch):
+    visible = characters.character(7, 0)
+    figures = iter([3.0, 10.0])
+    contrast = character_module.contrast
+    monkeypatch.setattr(character_module, "contrast", lambda *images: next(figures, None) or contrast(*images))
+    again = characters.character(7, 0)
+    assert next(figures, None) is None and not np.array_equal(again.image, visible.image)
+    assert (again.row, again.lang) == (visible.row, visible.lang)
 
 
 def test_every_pair_comes_once_a_lap(characters, monkeypatch):
@@ -74,5 +85,6 @@ def test_lookalikes_differ_by_their_place(fonts, characters):
 
 def test_heldout_crops_come_from_other_fonts(fonts, characters):
     heldout = CharacterSynthesiser(fonts, ROWS, LETTERS, split="heldout")
-    for lang, faces in heldout.faces.items():
-        assert faces and not set(faces) & set(characters.faces[lang])
+    for lang, families in heldout.families.items():
+        train = {face.group for family in characters.families[lang] for face in family}
+        assert families and not train & {face.group for family in families for face in family}

@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -167,12 +168,42 @@ def test_web_font_subsets_are_joined(folder: Path):
     assert converted.stat().st_mtime_ns == stamp
 
 
-def test_report_names_families_and_refusals(folder: Path):
+def test_report_names_families_licences_lacks_and_refusals(folder: Path):
     for font in (FREE, LOHIT):
         shutil.copy(font_file(font), folder)
-    report = discover_fonts(["hi"], [folder]).report()
-    assert "hi train: 1 families" in report or "hi heldout: 1 families" in report
-    assert "refused, breaks conjuncts: FreeSans" in report
+    report = discover_fonts(["hi"], [folder]).report().splitlines()
+    assert report[0] == "hi: 1 families in 1 designs, 1 faces, 0 of them variable"
+    assert "    to train with: 1 families in 1 designs, 1 faces, 0 of them variable" in report
+    assert "    held out: 0 families in 0 designs, 0 faces, 0 of them variable" in report
+    assert "    licences of the faces: 1 OFL" in report
+    assert any(re.match("    characters that half .* lack: .*′ \\(U\\+2032\\)", line) for line in report)
+    assert "    1 refused, breaks conjuncts: FreeSans" in report
+
+
+@pytest.mark.parametrize(
+    ("text", "licence"),
+    [
+        ("Copyright 2011\nThis Font Software is licensed under the SIL Open Font License", "OFL"),
+        ("http://www.gnu.org/copyleft/gpl.html", "GPL"),
+        ("All rights reserved.\nAsk us.", "All rights reserved."),
+        ("", ""),
+    ],
+)
+def test_licences_are_known_by_their_own_words(text: str, licence: str):
+    assert fonts._licence(text) == licence
+
+
+def test_files_are_opened_once_for_all_languages(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    shutil.copy(font_file(NOTO), folder)
+    opened = []
+    scan = fonts._scan_file
+    monkeypatch.setattr(fonts, "_scan_file", lambda *arguments: opened.append(arguments) or scan(*arguments))
+    together = discover_fonts(["hi", "en", "ar"], [folder])
+    assert len(opened) == 1
+    # a language that comes later is looked for alone
+    discover_fonts(["hi", "ta"], [folder])
+    assert [[charset.lang for charset in charsets] for _, charsets in opened] == [["hi", "en", "ar"], ["ta"]]
+    assert together.by_language["hi"] and not together.by_language["ar"]
 
 
 def test_missing_folder_is_named(folder: Path):

@@ -79,6 +79,57 @@ def test_arabic_is_sometimes_vocalised():
     assert 0.04 < len(marked) / len(drawn) < 0.2
 
 
+def test_no_character_of_the_charset_is_rare(source: WordSource):
+    histogram = character_histogram(source, 30_000, seed=1)
+    assert set(histogram) == source.charset.characters
+    # at least once in 5,000 words, so a thousand times in five million
+    assert min(histogram.values()) >= 6, list(histogram.items())[-5:]
+
+
+def test_other_scripts_have_latin_words_too():
+    source = _load("hi")
+    if not source.latin:
+        pytest.skip("missing: words of en: pip install wordfreq")
+    rng = random.Random(0)
+    drawn = [source.sample(rng) for _ in range(3000)]
+    latin = [word for word in drawn if word.isalpha() and word.isascii()]
+    assert 0.015 < len(latin) / len(drawn) < 0.06
+    assert sum(map(str.isupper, latin)) > 0.25 * len(latin)
+
+
+def test_numbers_are_written_as_the_language_does():
+    rng = random.Random(0)
+    bengali, arabic = _load("bn"), _load("ar")
+    assert any("৳" in bengali._number(rng) for _ in range(300))
+    plates = [word for word in (bengali._number(rng) for _ in range(600)) if word[0] in bengali.charset.letters]
+    assert plates and all(any(character.isdecimal() for character in word) for word in plates)
+    numbers = [arabic._number(rng) for _ in range(600)]
+    assert any("٪" in word for word in numbers) and any(word.isdecimal() and not word.isascii() for word in numbers)
+
+
+def test_translated_programs_are_a_source(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    from babel.messages.catalog import Catalog
+    from babel.messages.mofile import write_mo
+
+    catalog = Catalog(locale="mr")
+    catalog.add("Open file %s", "फाइल <b>उघडा</b> %s")
+    catalog.add(("file", "files"), ("फाइल", "फाइली"))
+    (tmp_path / "mr" / "LC_MESSAGES").mkdir(parents=True)
+    with (tmp_path / "mr" / "LC_MESSAGES" / "x.mo").open("wb") as file:
+        write_mo(file, catalog)
+    monkeypatch.setattr(words, "LOCALES", tmp_path)
+    source = words._translations("mr")
+    assert source.stamp()
+    found = {word: frequency for word, frequency in source.read() if not word.isascii()}
+    assert set(found) == {"फाइल", "उघडा", "फाइली"} and found["फाइल"] == 2 * found["फाइली"]
+    assert not words._translations("gu").stamp()
+
+
+def test_names_of_the_locale_data_are_a_source():
+    found = {word for word, _ in words._cldr("kn").read()}
+    assert {"ಭಾರತ", "ಸೋಮವಾರ", "ಜನವರಿ"} <= found
+
+
 def test_syllables_of_rare_characters_are_well_formed():
     syllables = _load("hi").syllables
     assert "\u0944" in syllables["\u0944"][-1]
@@ -99,6 +150,7 @@ def test_compiled_list_is_read_from_the_cache(monkeypatch: pytest.MonkeyPatch, t
     listing.write_text("3\nఅమ్మ/A\nabc\nకృష్ణ\n", encoding="utf-8")
     monkeypatch.setenv("MSTR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(words._SOURCES, "te", [words._file("tiny", "", listing)])
+    monkeypatch.setattr(words, "_latin_words", lambda: [])
     load_words.cache_clear()
     try:
         source = load_words("te")

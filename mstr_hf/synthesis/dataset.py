@@ -1,0 +1,170 @@
+"""Synthetic words and characters as data sets: Arrow shards that depend on the settings alone.
+
+Every image is a function of its part's seed and its index, so that neither the number of processes nor a restart
+shows in the result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import io
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from mstr_hf.charsets import load_charsets
+from mstr_hf.data.arrow import RECORDS_PER_SHARD, Part, Row, Source, Totals, write_dataset
+from mstr_hf.models.text import display
+from mstr_hf.vocabulary import Vocabulary, build_vocabulary
+
+from .characters import CharacterSynthesiser
+from .fonts import FontIndex, discover_fonts
+from .synthetic_words import WordSynthesiser
+from .words import WordSource, load_words
+
+SPLITS = {"train": "train", "validation": "heldout"}
+"""Split of the data set -> split of the font families."""
+
+BYSTANDERS = ("cache.py", "preview.py", "stream.py")
+"""Files beside this one that do not decide what an image looks like."""
+
+
+def synthesise(
+    output: str | os.PathLike[str],
+    languages: Sequence[str],
+    train: int,
+    validation: int = 0,
+    characters: bool = False,
+    fonts: Sequence[str | Path] = (),
+    seed: int = 0,
+    num_proc: int | None = None,
+    records_per_shard: int = RECORDS_PER_SHARD,
+) -> dict[str, Totals]:
+    """Writes a data set of synthetic images, or what is missing of it after an earlier call was killed.
+
+    Words have the text that was drawn; characters have their mCLIP prompt as `text` (it names language, subtype
+    and character) and the character as `label`.
+
+    Args:
+        output: Folder of the data set: new, empty, or left by a call with the same settings.
+        languages: Language codes.
+        train: Images a language in font families for training.
+        validation: Images a language in held-out families.
+        characters: Draw single characters instead of words.
+        fonts: Folders with fonts beside the system's.
+        seed: Seed of all randomness.
+        num_proc: Number of processes; as many as there are cores for this one, if left out.
+        records_per_shard: Shards are finished, and killed, one by one.
+
+    Returns:
+        The totals by part, such as `"train/hi"`.
+
+    Raises:
+        ValueError: If a language has no charset or no fonts, or `output` holds anything else.
+        FileNotFoundError: If a font folder does not exist.
+        WordsError: If a language has no word list.
+    """
+    index = discover_fonts(languages, fonts)
+    vocabulary = build_vocabulary(load_charsets(languages))
+    sources = {} if characters else {lang: load_words(lang) for lang in languages}
+    parts = []
+    for split, total in (("train", train), ("validation", validation)):
+        if total:
+            drawn = _character_sources if characters else _word_sources
+            for lang, source in drawn(index, vocabulary, sources, split, seed).items():
+                parts.append(Part(split, lang, total, source))
+    settings = {"kind": "characters" if characters else "words", "seed": seed, **_ingredients(index, sources)}
+    return write_dataset(output, parts, settings, num_proc, records_per_shard)
+
+
+def encode_image(image: np.ndarray) -> bytes:
+    """The PNG file of an image, uint8 `[H, W]` or RGB `[H, W, 3]`: lossless, since damage is part of the picture."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+@dataclass(frozen=True)
+class _Words:
+    """Gives words of one language as rows."""
+
+    synthesiser: WordSynthesiser
+    lang: str
+    seed: int
+
+    def __call__(self, start: int, stop: int) -> Iterator[Row]:
+        cv2.setNumThreads(1)  # there is a process for each core
+        for index in range(start, stop):
+            word = self.synthesiser.word(self.seed, index, self.lang)
+            name = f"{self.lang}-{self.seed:016x}-{index}"
+            yield Row(name, encode_image(word.image), display(word.text), word.text, self.lang, "synthetic words")
+
+
+@dataclass(frozen=True)
+class _Characters:
+    """Gives characters of one language as rows."""
+
+    synthesiser: CharacterSynthesiser
+    prompts: dict[int, str]
+    lang: str
+    seed: int
+
+    def __call__(self, start: int, stop: int) -> Iterator[Row]:
+        cv2.setNumThreads(1)
+        for index in range(start, stop):
+            crop = self.synthesiser.character(self.seed, index)
+            name = f"{self.lang}-{self.seed:016x}-{index}"
+            character = self.synthesiser.rows[crop.row].character
+            image = encode_image(crop.image)
+            yield Row(name, image, self.prompts[crop.row], character, self.lang, "synthetic characters")
+
+
+def _word_sources(
+    fonts: FontIndex, vocabulary: Vocabulary, sources: dict[str, WordSource], split: str, seed: int
+) -> dict[str, Source]:
+    words = WordSynthesiser(fonts, sources, split=SPLITS[split], joiners=vocabulary.joiners)
+    return {lang: _Words(words, lang, part_seed(seed, split, lang)) for lang in sources}
+
+
+def _character_sources(
+    fonts: FontIndex, vocabulary: Vocabulary, _: dict[str, WordSource], split: str, seed: int
+) -> dict[str, Source]:
+    found: dict[str, Source] = {}
+    for charset in load_charsets(vocabulary.languages):
+        letters = {charset.lang: charset.letters}
+        characters = CharacterSynthesiser(fonts, vocabulary.rows, letters, SPLITS[split])
+        prompts = {row: prompt for row, lang, prompt in vocabulary.prompts() if lang == charset.lang}
+        found[charset.lang] = _Characters(characters, prompts, charset.lang, part_seed(seed, split, charset.lang))
+    return found
+
+
+def part_seed(seed: int, split: str, lang: str) -> int:
+    """A seed of its own for each part, so that no two parts draw the same numbers."""
+    return int(hashlib.sha256(f"{seed}/{split}/{lang}".encode()).hexdigest()[:16], 16)
+
+
+def _ingredients(fonts: FontIndex, sources: dict[str, WordSource]) -> dict[str, Any]:
+    """What decides the images beside the seed: a data set is not gone on with after any of it has changed."""
+    files = sorted(set(Path(__file__).parent.glob("*.py")) - {Path(__file__).with_name(name) for name in BYSTANDERS})
+    code = b"".join(path.read_bytes() for path in files)
+    faces = [
+        (lang, face.family, face.style, face.index, os.path.getsize(face.path), face.group in fonts.heldout[lang])
+        for lang, faces in fonts.by_language.items()
+        for face in faces
+    ]
+    words = [(lang, source.words, source.cumulative, source.latin) for lang, source in sources.items()]
+    libraries = ("uharfbuzz", "opencv-python-headless", "numpy", "pillow")
+    return {
+        "languages": list(fonts.by_language),
+        "fonts": hashlib.sha256(repr(faces).encode()).hexdigest(),
+        "words": hashlib.sha256(repr(words).encode()).hexdigest(),
+        "code": hashlib.sha256(code).hexdigest(),
+        "libraries": {name: importlib.metadata.version(name) for name in libraries},
+    }
