@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -15,7 +14,7 @@ from mstr_hf.synthesis.characters import CharacterSynthesiser, SyntheticCharacte
 from mstr_hf.vocabulary import Vocabulary
 
 from .lookalikes import look_alike
-from .trainer import Batch, Sample, to_device
+from .trainer import Batch, Sample, begin_worker, to_device
 
 KINDS = ("letters", "diacritics", "digits", "punctuation")
 """Names of the subtypes, in the order of their ids."""
@@ -60,7 +59,7 @@ class CharacterBatches(IterableDataset):
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         if info:
-            cv2.setNumThreads(0)  # a worker is one of many: threads of its own would only get in the others' way
+            begin_worker()
         number = self.first + worker * self.step
         while True:
             yield self.batch(number)

@@ -106,8 +106,9 @@ class RealWords:
         split: Which split of an Arrow folder that has splits.
 
     Attributes:
+        table: The records; its pictures and labels stay on disk until they are asked for.
         rows: Rows of the usable words of each language.
-        rejected: Reason to the ids of the words that are left out.
+        rejected: Reason to the rows of the words that are left out.
         outside: How often each character outside the vocabulary occurs in labels, by language.
 
     Raises:
@@ -121,15 +122,13 @@ class RealWords:
 
         self.severity = severity
         self.table = datasets.concatenate_datasets([_read(Path(path), split) for path in paths])
-        self.rejected: dict[str, list[str]] = {}
+        self.rejected: dict[str, list[int]] = {}
         self.outside: dict[str, Counter[str]] = {}
-        self._texts: list[str] = []
-        self._ids: list[str] = list(self.table["id"])
+        self._joiners = vocabulary.joiners
         known = {row.character for row in vocabulary.rows}
         rows: dict[str, list[int]] = {}
         for row, (label, lang) in enumerate(zip(self.table["label"], self.table["lang"], strict=True)):
-            text = normalise(label, vocabulary.joiners)
-            self._texts.append(text)
+            text = normalise(label, self._joiners)
             missing = set(text) - known
             if missing:
                 self.outside.setdefault(lang, Counter()).update(missing)
@@ -141,7 +140,7 @@ class RealWords:
             else:
                 rows.setdefault(lang, []).append(row)
                 continue
-            self.rejected.setdefault(reason, []).append(self._ids[row])
+            self.rejected.setdefault(reason, []).append(row)
         self.rows = {lang: np.array(found) for lang, found in sorted(rows.items())}
 
     def __len__(self) -> int:
@@ -149,7 +148,10 @@ class RealWords:
 
     def complaint(self) -> str:
         """What is left out and why, in one line; empty if nothing is."""
-        parts = [f"{len(ids)} words left out ({reason}), such as {ids[0]}" for reason, ids in self.rejected.items()]
+        parts = [
+            f"{len(rows)} words left out ({reason}), such as {self.table[rows[0]]['id']}"
+            for reason, rows in self.rejected.items()
+        ]
         for lang, counts in self.outside.items():
             named = ", ".join(f"{char!r} U+{ord(char):04X} x{count}" for char, count in counts.most_common(10))
             more = f" and {len(counts) - 10} more" if len(counts) > 10 else ""
@@ -164,7 +166,7 @@ class RealWords:
             part.__dict__.update(self.__dict__)
             part.rows = {}
             for lang, rows in self.rows.items():
-                ranked = sorted(rows.tolist(), key=lambda row: zlib.crc32(self._ids[row].encode()))
+                ranked = self._by_hash(rows)
                 cut = -(-len(ranked) // HELD_OUT) if len(ranked) > 1 else 0
                 if chosen := sorted(ranked[:cut] if heldout else ranked[cut:]):
                     part.rows[lang] = np.array(chosen)
@@ -201,15 +203,15 @@ class RealWords:
         record = self.table[row]
         image = record["image"]
         source = image["bytes"] if image["bytes"] is not None else image["path"]
-        return RealWord(np.asarray(load_image(source, f"image {record['id']}")), self._texts[row], record["lang"])
+        text = normalise(record["label"], self._joiners)
+        return RealWord(np.asarray(load_image(source, f"image {record['id']}")), text, record["lang"])
 
     def some(self, count: int) -> list[RealWord]:
         """At most `count` words a language, the same ones each time."""
         words = []
         for rows in self.rows.values():
-            ranked = sorted(rows.tolist(), key=lambda row: zlib.crc32(self._ids[row].encode()))
             found = 0
-            for row in ranked:
+            for row in self._by_hash(rows):
                 if found == count:
                     break
                 try:
@@ -219,6 +221,12 @@ class RealWords:
                     continue
                 found += 1
         return words
+
+    def _by_hash(self, rows: np.ndarray) -> list[int]:
+        """The rows in an order that nothing but their ids decides."""
+        ids = self.table.select_columns("id").select(rows)["id"]
+        hashes = np.array([zlib.crc32(name.encode()) for name in ids])
+        return rows[hashes.argsort(kind="stable")].tolist()
 
 
 def language_shares(amounts: dict[str, float], temperature: float) -> dict[str, float]:

@@ -9,13 +9,14 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import psutil
 import torch
@@ -91,6 +92,16 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
             pixels = pixels * batch["pixel_mask"][:, None, None]
         batch["pixel_values"] = pixels
     return batch
+
+
+def begin_worker() -> None:
+    """What a process that prepares batches does first.
+
+    It keeps to one thread, since it is one of many. It leaves SIGTERM to the trainer: schedulers send it to all
+    processes of a job, and without batches the trainer would not get to its checkpoint. It ends with the trainer.
+    """
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def check_launch(processes: int) -> None:
@@ -206,20 +217,22 @@ class Trainer:
             FloatingPointError: If the loss is no longer a number; the newest checkpoint is from before.
         """
         before = signal.signal(signal.SIGTERM, self._terminate)
+        first = self.step * self.args.gradient_accumulation_steps
+        batches = self.batches(first, self.accelerator.process_index, self.processes)
         try:
-            self._train()
+            self._introduce()
+            if self.evaluate_first and self.step == 0:
+                self._evaluate()
+            self._train(batches)
         finally:
+            if isinstance(batches, Generator):
+                batches.close()  # and with it the workers, which do not listen to signals
             signal.signal(signal.SIGTERM, before)
             self.log.close()
         return self.bare
 
-    def _train(self) -> None:
+    def _train(self, batches: Iterator[Batch]) -> None:
         args = self.args
-        self._introduce()
-        if self.evaluate_first and self.step == 0:
-            self._evaluate()
-        first = self.step * args.gradient_accumulation_steps
-        batches = self.batches(first, self.accelerator.process_index, self.processes)
         self.model.train()
         losses = torch.zeros((), dtype=torch.float64, device=self.device)  # added up without waiting for the device
         images, steps, waited, begun = 0, 0, 0.0, time.monotonic()

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -28,7 +27,7 @@ from mstr_hf.vocabulary import Vocabulary
 from .arguments import mapping
 from .log import RunLog
 from .sources import REAL_SEVERITY, RealWords, Word, WordMixture, WordSource, language_shares
-from .trainer import Batch, Sample, to_device
+from .trainer import Batch, Sample, begin_worker, to_device
 
 HEIGHT = 32
 # Pixels a frame: two frames for each column of four pixels.
@@ -220,7 +219,7 @@ class WordBatches(IterableDataset):
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         if info:
-            cv2.setNumThreads(0)  # a worker is one of many: threads of its own would only get in the others' way
+            begin_worker()
         number = self.first + worker * self.step
         while True:
             yield self.chunk(number)

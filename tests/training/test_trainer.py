@@ -1,3 +1,4 @@
+import contextlib
 import json
 import math
 import os
@@ -10,15 +11,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from mstr_hf.models.configuration_spotter import SpotterConfig
 from mstr_hf.models.modeling_refiner import RefinerModel
 from mstr_hf.models.modeling_spotter import TOKEN_OFFSET, SpotterModel, SpotterOutput
 from mstr_hf.training import trainer as trainer_module
 from mstr_hf.training.arguments import TrainingArguments
-from mstr_hf.training.trainer import Batch, Sample, Trainer, learning_rate_factor, parameter_groups, to_device
+from mstr_hf.training.trainer import (
+    Batch,
+    Sample,
+    Trainer,
+    begin_worker,
+    learning_rate_factor,
+    parameter_groups,
+    to_device,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -451,14 +462,17 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path):
     assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-3)
 
 
-def test_bfloat16_keeps_the_weights_in_float32(tmp_path):
-    code = f"""
-from test_trainer import *
-model = Trainer(arguments(Path({str(tmp_path)!r}), bf16=True), make_spotter(), batches).train()
-assert all(p.dtype == torch.float32 for p in model.parameters())
-"""
-    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{ROOT}", "ACCELERATE_USE_CPU": "yes"}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
+@pytest.fixture
+def fresh_accelerate():
+    """The precision of a process is settled once."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_bfloat16_keeps_the_weights_in_float32(tmp_path, fresh_accelerate):
+    model = Trainer(arguments(tmp_path, bf16=True), make_spotter(), batches).train()
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     assert log(tmp_path)[0]["precision"] == "bf16" and losses(tmp_path)[6] < losses(tmp_path)[1]
 
 
@@ -535,7 +549,7 @@ def test_two_processes_go_on_after_one_was_killed(tmp_path, two, run_in_two_proc
 
 def test_all_processes_stop_when_one_is_told_to(tmp_path, run_in_two_processes):
     run_in_two_processes(__file__, tmp_path, "terminated", fails=True)
-    # They agree every eight steps.
+    # They agree on it every eight steps.
     assert checkpoints(tmp_path) == ["checkpoint-00000006", "checkpoint-00000008"]
     assert log(tmp_path)[-1]["event"] == "stop" and not (tmp_path / "final").exists()
 
@@ -554,5 +568,42 @@ def test_a_launch_that_started_too_few_processes_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+class FromWorkers(IterableDataset):
+    def __iter__(self) -> Iterator[Batch]:
+        begin_worker()
+        yield from batches(0, 0, 1)
+
+
+def train_with_workers(folder: Path) -> None:
+    def loaded(first: int, process: int, processes: int) -> Iterator[Batch]:
+        yield from DataLoader(FromWorkers(), batch_size=None, num_workers=1)
+
+    Trainer(arguments(folder, max_steps=100_000, log_steps=1), make_spotter(), loaded).train()
+
+
+def test_sigterm_to_all_processes_of_a_job_saves_too(tmp_path):
+    """As schedulers and `timeout` send it: to the workers that prepare batches as well."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "yes", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, tmp_path, "workers"]
+    job = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.PIPE, text=True)
+    assert job.stdout is not None
+    try:
+        for line in job.stdout:
+            if line.startswith("step 2 "):
+                break
+        os.killpg(job.pid, signal.SIGTERM)
+        rest = job.stdout.read()
+        assert job.wait(60) == 143, rest
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
+    assert "told to stop: saved at step " in rest
+    (step,) = {entry["step"] for entry in log(tmp_path) if entry.get("event") == "stop"}
+    assert checkpoints(tmp_path)[-1] == f"checkpoint-{step:08d}"
+
+
 if __name__ == "__main__":
-    train_refiner(Path(sys.argv[1]), sys.argv[2])
+    if sys.argv[2] == "workers":
+        train_with_workers(Path(sys.argv[1]))
+    else:
+        train_refiner(Path(sys.argv[1]), sys.argv[2])
