@@ -5,7 +5,7 @@ import functools
 from collections.abc import Iterable, Iterator, Sequence
 
 from mstr_hf.charsets import Charset
-from mstr_hf.models.prototype_bank import rows_digest
+from mstr_hf.models.prototype_bank import PrototypeBank, rows_digest
 from mstr_hf.models.text import normalise
 from mstr_hf.models.tokenization_mstr import SPECIAL, MSTRTokenizer
 
@@ -63,6 +63,12 @@ class Vocabulary:
     rows: tuple[Row, ...]
     languages: tuple[str, ...]
     joiners: str
+
+    @classmethod
+    def from_bank(cls, bank: PrototypeBank) -> "Vocabulary":
+        """The vocabulary of a bank's rows, whatever has become of the charsets since."""
+        rows = zip(bank.characters, bank.subtypes, bank.scripts, map(tuple, bank.languages), strict=True)
+        return cls(tuple(Row(*row) for row in rows), tuple(bank.all_languages), bank.joiners)
 
     @functools.cached_property
     def _ids(self) -> dict[str, int]:

@@ -1,6 +1,9 @@
-"""Run mCLIP's text side over every charset.
+"""Builds a prototype bank: runs mCLIP's text side over every charset, and reports what the bank is like.
 
-    python scripts/build_prototype_bank.py --mclip runs/mclip/final --output B
+    python scripts/build_prototype_bank.py --mclip runs/mclip/final --output runs/bank --fonts FOLDER
+
+Writes `prototype_bank.safetensors` (rows with digest and metadata), `report.md` (statistics and the closest pairs) and
+`map.png` (near characters near each other, by script and subtype).
 """
 
 from __future__ import annotations
@@ -14,19 +17,24 @@ import torch
 from mstr_hf.charsets import load_charsets
 from mstr_hf.models.modeling_mclip import MCLIPModel
 from mstr_hf.models.prototype_bank import PrototypeBank
+from mstr_hf.synthesis.fonts import discover_fonts
+from mstr_hf.training.bank_report import bank_report, draw_map
 from mstr_hf.training.mclip import text_rows
 from mstr_hf.vocabulary import build_vocabulary
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mclip", required=True, help="folder of the trained mCLIP")
-    parser.add_argument("--output", required=True, help="folder for prototype_bank.safetensors")
+    parser.add_argument("--output", required=True, type=Path, help="folder to write")
     parser.add_argument("--languages", default="en,hi,bn,ta,te,ar", help="the languages mCLIP was trained on, in order")
-    parser.add_argument("--closest", type=int, default=20, help="how many of the closest pairs to print")
+    parser.add_argument("--fonts", nargs="*", default=[], help="folders with fonts for the map, beside the system's")
+    parser.add_argument("--closest", type=int, default=50, help="closest pairs to report (default: 50)")
     args = parser.parse_args()
 
-    vocabulary = build_vocabulary(load_charsets(args.languages.split(",")))
+    languages = args.languages.split(",")
+    vocabulary = build_vocabulary(load_charsets(languages))
     model = MCLIPModel.from_pretrained(args.mclip).eval()
     with torch.no_grad():
         prototypes = text_rows(model, vocabulary)
@@ -40,12 +48,10 @@ def main() -> None:
         hashlib.sha256((Path(args.mclip) / "model.safetensors").read_bytes()).hexdigest()[:12],
     )
     bank.save_pretrained(args.output)
-    similarity = (prototypes @ prototypes.t()).triu(1)
-    print(f"{len(bank)} rows of {prototypes.shape[1]}, digest {bank.digest()}")
-    for index in similarity.flatten().topk(args.closest).indices.tolist():
-        first, second = divmod(index, len(bank))
-        a, b = bank.characters[first], bank.characters[second]
-        print(f"{similarity[first, second]:.3f}  {a} U+{ord(a):04X}  {b} U+{ord(b):04X}")
+    report = bank_report(bank, args.closest)
+    (args.output / "report.md").write_text(report, encoding="utf-8")
+    draw_map(bank, discover_fonts(languages, args.fonts)).save(args.output / "map.png")
+    print(report, end="")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from mstr_hf.models.text import normalise
 from mstr_hf.synthesis.fonts import discover_fonts
 from mstr_hf.synthesis.synthetic_words import SyntheticWord, WordSynthesiser
 from mstr_hf.synthesis.words import load_words
-from mstr_hf.training.trainer import Batch
+from mstr_hf.training.trainer import Batch, to_device
 from mstr_hf.training.words import collate, model_pixels
 from mstr_hf.vocabulary import Vocabulary, build_vocabulary
 
@@ -109,7 +109,7 @@ def batches(words: Sequence[SyntheticWord], vocabulary: Vocabulary) -> Words:
     """Puts words of similar width into batches, each with its texts."""
     items = sorted(((model_pixels(word.image), word) for word in words), key=lambda item: item[0].shape[1])
     parts = [items[start : start + BATCH_SIZE] for start in range(0, len(items), BATCH_SIZE)]
-    return [(collate(part, vocabulary), [word.text for _, word in part]) for part in parts]
+    return [(to_device(collate(part, vocabulary), "cpu"), [word.text for _, word in part]) for part in parts]
 
 
 def fit_temperature(

@@ -1,6 +1,7 @@
-"""Train the Refiner on a finished Spotter.
+"""Trains the Refiner on a Spotter: `accelerate launch scripts/train_refiner.py --spotter S --output_dir runs/refiner`.
 
-    accelerate launch scripts/train_refiner.py --spotter S --output_dir runs/refiner
+It refines what the Spotter reads, or with `--simulator` what a simulator (scripts/fit_simulator.py) says that the
+Spotter might have read.
 """
 
 from __future__ import annotations
@@ -9,46 +10,95 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from accelerate.utils import set_seed
-from transformers import HfArgumentParser
 
+from mstr_hf.models.configuration_refiner import RefinerDecoderConfig
 from mstr_hf.models.modeling_refiner import RefinerModel
 from mstr_hf.models.modeling_spotter import SpotterModel
-from mstr_hf.training.trainer import Batch, Trainer, TrainingArguments
-from mstr_hf.training.words import WordArguments, refined_accuracy, word_batches, word_synthesisers
+from mstr_hf.training.arguments import TrainingArguments, mapping, parse_arguments
+from mstr_hf.training.finish import finish
+from mstr_hf.training.simulator import Simulator, with_prefixes
+from mstr_hf.training.trainer import Batch, Trainer
+from mstr_hf.training.words import (
+    WordArguments,
+    reading_samples,
+    refined_accuracy,
+    refiner_readings,
+    word_batches,
+    word_data,
+)
 
 
 @dataclass
 class RefinerArguments:
     """Which model to train."""
 
-    spotter: str = field(metadata={"help": "Folder of the trained Spotter; it stays as it is."})
-    init_from: str | None = field(default=None, metadata={"help": "Refiner folder to start from instead of nothing."})
+    spotter: str | None = field(
+        default=None, metadata={"help": "Trained Spotter, which stays as it is; that of init_from if left out."}
+    )
+    init_from: str | None = field(default=None, metadata={"help": "Refiner to start from instead of nothing."})
+    simulator: str | None = field(default=None, metadata={"help": "Fitted simulator of the Spotter's errors."})
+    architecture: str = field(
+        default="", metadata={"help": "Fields of RefinerDecoderConfig, such as num_hidden_layers=4."}
+    )
 
 
 def main() -> None:
-    # The type that the parser is annotated with is one that no class has.
-    parser = HfArgumentParser([TrainingArguments, WordArguments, RefinerArguments])  # type: ignore[list-item]
-    args, data, refiner = parser.parse_args_into_dataclasses()
+    """Runs the command line."""
+    args, data, refiner = parse_arguments("refiner", [TrainingArguments, WordArguments, RefinerArguments], __doc__)
     set_seed(args.seed)
-    spotter = SpotterModel.from_pretrained(refiner.spotter)
-    vocabulary, train, heldout = word_synthesisers(data, spotter.get_bank())
-    if refiner.init_from is None:
-        model = RefinerModel.from_spotter(spotter)
-    else:
-        model = RefinerModel.from_pretrained(refiner.init_from)
-        model.spotter.load_state_dict(spotter.state_dict())
+    model = make_model(refiner)
+    words = word_data(data, model.get_bank())
+    simulator = Simulator.from_file(refiner.simulator, model.get_bank()) if refiner.simulator else None
 
     def batches(first: int, process: int, processes: int) -> Iterator[Batch]:
-        for batch in word_batches(
-            train, vocabulary, args.batch_size, args.seed, args.num_workers, first, process, processes
-        ):
-            # Where characters stand is for the Spotter's frames only.
-            yield {name: tensor for name, tensor in batch.items() if name != "frame_labels"}
+        stream = word_batches(
+            words.train,
+            words.vocabulary,
+            args.batch_size,
+            args.seed,
+            args.num_workers,
+            first,
+            process,
+            processes,
+            data.max_width,
+        )
+        for number, batch in enumerate(stream, first):
+            batch.pop("frame_labels")  # where characters stand is for the Spotter's frames only
+            if simulator is not None:
+                batch = with_prefixes(batch, simulator, (args.seed, number, process))
+            yield batch
 
-    def evaluate(model: RefinerModel) -> dict[str, float]:
-        return refined_accuracy(model, heldout, vocabulary)
+    trainer = Trainer(
+        args,
+        model,
+        batches,
+        lambda model: refined_accuracy(model, words.heldout, words.vocabulary),
+        samples=lambda model: reading_samples(refiner_readings, model, words.heldout, words.vocabulary),
+        evaluate_first=refiner.init_from is not None,
+    )
+    words.introduce(trainer.log)
+    trainer.train()
+    finish(trainer, words.vocabulary, words.summary, [args, data, refiner])
 
-    Trainer(args, model, batches, evaluate).train()
+
+def make_model(refiner: RefinerArguments) -> RefinerModel:
+    """A new Refiner around a Spotter, or a trained one.
+
+    Raises:
+        ValueError: If neither is named, or options contradict each other.
+    """
+    spotter = SpotterModel.from_pretrained(refiner.spotter) if refiner.spotter is not None else None
+    if refiner.init_from is not None:
+        if refiner.architecture:
+            raise ValueError("architecture: a Refiner that is trained already has one; leave it or init_from out")
+        model = RefinerModel.from_pretrained(refiner.init_from)
+        if spotter is not None:
+            model.spotter.load_state_dict(spotter.state_dict())
+        return model.train()
+    if spotter is None:
+        raise ValueError("name a --spotter to refine, or a Refiner to go on with (--init_from)")
+    shape = mapping(refiner.architecture, "architecture", list(RefinerDecoderConfig.__annotations__))
+    return RefinerModel.from_spotter(spotter, shape)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Train the Spotter on synthetic words.
+"""Trains the Spotter: `accelerate launch scripts/train_spotter.py --bank runs/bank --output_dir runs/spotter`.
 
-    accelerate launch scripts/train_spotter.py --bank B --output_dir runs/spotter
+With `--init_from` it goes on with a trained Spotter, on `--data` of your own for instance: the Spotter is evaluated
+first, and the run says so if it ends worse than it began.
 """
 
 from __future__ import annotations
@@ -9,46 +10,87 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from accelerate.utils import set_seed
-from transformers import HfArgumentParser
 
 from mstr_hf.models.configuration_spotter import SpotterConfig
 from mstr_hf.models.modeling_spotter import SpotterModel
 from mstr_hf.models.prototype_bank import PrototypeBank
-from mstr_hf.training.trainer import Batch, Trainer, TrainingArguments
-from mstr_hf.training.words import WordArguments, reading_accuracy, word_batches, word_synthesisers
+from mstr_hf.training.arguments import TrainingArguments, mapping, parse_arguments
+from mstr_hf.training.finish import finish
+from mstr_hf.training.trainer import Batch, Trainer
+from mstr_hf.training.words import (
+    WordArguments,
+    reading_accuracy,
+    reading_samples,
+    spotter_readings,
+    word_batches,
+    word_data,
+)
 
 
 @dataclass
 class SpotterArguments:
     """Which model to train."""
 
-    bank: str = field(metadata={"help": "Folder of the prototype bank."})
-    init_from: str | None = field(default=None, metadata={"help": "Spotter folder to start from instead of nothing."})
+    bank: str | None = field(default=None, metadata={"help": "Prototype bank; that of init_from if left out."})
+    init_from: str | None = field(default=None, metadata={"help": "Spotter to start from instead of nothing."})
+    architecture: str = field(
+        default="", metadata={"help": "Fields of SpotterConfig, such as num_hidden_layers=4,stage_blocks=[2,4]."}
+    )
 
 
 def main() -> None:
-    # The type that the parser is annotated with is one that no class has.
-    parser = HfArgumentParser([TrainingArguments, WordArguments, SpotterArguments])  # type: ignore[list-item]
-    args, data, spotter = parser.parse_args_into_dataclasses()
+    """Runs the command line."""
+    args, data, spotter = parse_arguments("spotter", [TrainingArguments, WordArguments, SpotterArguments], __doc__)
     set_seed(args.seed)
-    bank = PrototypeBank.from_pretrained(spotter.bank)
-    vocabulary, train, heldout = word_synthesisers(data, bank)
-    if spotter.init_from is None:
-        model = SpotterModel(SpotterConfig(projection_dim=bank.prototypes.shape[1], num_prototypes=len(bank)))
-        model.set_bank(bank, base=True)
-    else:
-        model = SpotterModel.from_pretrained(spotter.init_from)
-        model.set_bank(bank)
+    model = make_model(spotter)
+    words = word_data(data, model.get_bank())
 
     def batches(first: int, process: int, processes: int) -> Iterator[Batch]:
         return word_batches(
-            train, vocabulary, args.batch_size, args.seed, args.num_workers, first, process, processes
+            words.train,
+            words.vocabulary,
+            args.batch_size,
+            args.seed,
+            args.num_workers,
+            first,
+            process,
+            processes,
+            data.max_width,
         )
 
-    def evaluate(model: SpotterModel) -> dict[str, float]:
-        return reading_accuracy(model, heldout, vocabulary)
+    trainer = Trainer(
+        args,
+        model,
+        batches,
+        lambda model: reading_accuracy(model, words.heldout, words.vocabulary),
+        samples=lambda model: reading_samples(spotter_readings, model, words.heldout, words.vocabulary),
+        evaluate_first=spotter.init_from is not None,
+    )
+    words.introduce(trainer.log)
+    trainer.train()
+    finish(trainer, words.vocabulary, words.summary, [args, data, spotter])
 
-    Trainer(args, model, batches, evaluate).train()
+
+def make_model(spotter: SpotterArguments) -> SpotterModel:
+    """A new Spotter on a bank, or a trained one.
+
+    Raises:
+        ValueError: If neither is named, or options contradict each other.
+    """
+    if spotter.init_from is not None:
+        if spotter.architecture:
+            raise ValueError("architecture: a Spotter that is trained already has one; leave it or init_from out")
+        model = SpotterModel.from_pretrained(spotter.init_from)
+        if spotter.bank is not None:
+            model.set_bank(PrototypeBank.from_pretrained(spotter.bank))
+        return model
+    if spotter.bank is None:
+        raise ValueError("name a --bank to start with, or a Spotter to go on with (--init_from)")
+    bank = PrototypeBank.from_pretrained(spotter.bank)
+    shape = mapping(spotter.architecture, "architecture", list(SpotterConfig.__annotations__))
+    model = SpotterModel(SpotterConfig(projection_dim=bank.prototypes.shape[1], num_prototypes=len(bank), **shape))
+    model.set_bank(bank, base=True)
+    return model
 
 
 if __name__ == "__main__":

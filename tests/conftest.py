@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import subprocess
@@ -143,11 +144,33 @@ def fonts(tmp_path_factory) -> "FontIndex":
 def run_in_two_processes():
     """Runs a test module as a script in two new processes of one group: a fork of this one might hang."""
 
-    def run(module: str, folder: Path) -> None:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", module, folder]
+    def run(module: str, folder: Path, *arguments: str, fails: bool = False) -> None:
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+        command = [*launch, module, folder, *arguments]
         root = str(Path(__file__).parents[1])
         environment = {**os.environ, "PYTHONPATH": root, "ACCELERATE_USE_CPU": "yes", "OMP_NUM_THREADS": "1"}
         result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-        assert result.returncode == 0, result.stderr[-3000:]
+        assert bool(result.returncode) == fails, result.stderr[-3000:]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory) -> Path:
+    """Manifest of 20 English and 10 Arabic pictures; labels are numbered in their own digits."""
+    import numpy as np
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("labelled")
+    rng = np.random.default_rng(0)
+    with open(folder / "labels.jsonl", "w", encoding="utf-8") as file:
+        for number in range(30):
+            lang = "en" if number < 20 else "ar"
+            text = f"{number:02}"
+            if lang == "ar":
+                text = "".join(chr(0x660 + int(digit)) for digit in text)
+            name = f"{number}.png"
+            Image.fromarray(rng.integers(0, 256, (32, 64), np.uint8)).save(folder / name)
+            entry = {"id": f"word-{number}", "path_rel": name, "filename": name, "gt_text": text, "lang": lang}
+            file.write(json.dumps(entry | {"dataset": "test"}) + "\n")
+    return folder / "labels.jsonl"

@@ -1,1 +1,1 @@
-"""The trainer core that the three training scripts share."""
+"""Training of mCLIP, Spotter and Refiner: one loop, what it reads, and the steps between the stages."""

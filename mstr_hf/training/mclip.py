@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from mstr_hf.models.modeling_mclip import MCLIPModel
 from mstr_hf.synthesis.characters import CharacterSynthesiser, SyntheticCharacter
 from mstr_hf.vocabulary import Vocabulary
 
-from .trainer import Batch
+from .lookalikes import look_alike
+from .trainer import Batch, Sample, begin_worker, to_device
+
+KINDS = ("letters", "diacritics", "digits", "punctuation")
+"""Names of the subtypes, in the order of their ids."""
+
+# Pictures in TensorBoard.
+SAMPLES = 32
 
 
 class CharacterBatches(IterableDataset):
-    """Endless batches of crops and prompts; batch n is a function of the seed and n alone."""
+    """Endless batches of crops and prompts; batch n is a function of the seed and n alone.
+
+    Args:
+        characters: Draws the crops.
+        vocabulary: Prompts and subtypes.
+        model: Knows the margins.
+        batch_size: Crops a batch.
+        seed: Seed of the endless sequence.
+        first: First batch.
+        step: Batches from one to the next of this process (the number of processes).
+    """
 
     def __init__(
         self,
@@ -37,51 +55,59 @@ class CharacterBatches(IterableDataset):
         self.margins = {lang: model.margin(lang) for lang in vocabulary.languages}
         self.batch_size, self.seed, self.first, self.step = batch_size, seed, first, step
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        if info:
+            begin_worker()
         number = self.first + worker * self.step
         while True:
-            indices = range(number * self.batch_size, (number + 1) * self.batch_size)
-            crops = [self.characters.character(self.seed, index) for index in indices]
-            yield {
-                "pixel_values": to_pixels(np.stack([crop.image for crop in crops])),
-                "input_ids": torch.tensor([self.prompts[crop.row, crop.lang] for crop in crops]),
-                "rows": torch.tensor([crop.row for crop in crops]),
-                "subtypes": torch.tensor([self.subtypes[crop.row] for crop in crops]),
-                "margins": torch.tensor([self.margins[crop.lang] for crop in crops]),
-            }
+            yield self.batch(number)
             number += self.step * workers
 
+    def batch(self, number: int) -> dict[str, np.ndarray]:
+        """One batch: `pixel_values` uint8 `[B, 1, 32, 48]`, `input_ids` `[B, 3]`, and `[B]` what the losses need."""
+        indices = range(number * self.batch_size, (number + 1) * self.batch_size)
+        crops = [self.characters.character(self.seed, index) for index in indices]
+        return {
+            "pixel_values": np.stack([crop.image for crop in crops])[:, None],
+            "input_ids": np.array([self.prompts[crop.row, crop.lang] for crop in crops]),
+            "rows": np.array([crop.row for crop in crops]),
+            "subtypes": np.array([self.subtypes[crop.row] for crop in crops]),
+            "margins": np.array([self.margins[crop.lang] for crop in crops], np.float32),
+        }
 
-def to_pixels(images: np.ndarray) -> torch.Tensor:
-    """uint8 `[B, H, W]` to float `[B, 1, H, W]` in -1 to 1."""
-    return torch.from_numpy(images)[:, None].float() / 127.5 - 1
+
+def character_batches(
+    characters: CharacterSynthesiser,
+    vocabulary: Vocabulary,
+    model: MCLIPModel,
+    batch_size: int,
+    seed: int,
+    num_workers: int,
+    first: int,
+    process: int,
+    processes: int,
+) -> Iterator[Batch]:
+    """Endless batches of one training process from a given one on (see `Trainer`)."""
+    batches = CharacterBatches(
+        characters, vocabulary, model, batch_size, seed, first * processes + process, processes
+    )
+    prefetch = 4 if num_workers else None
+    # Arrays go through pipes; tensors would go through shared memory, of which containers may have little.
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        num_workers=num_workers,
+        prefetch_factor=prefetch,
+        collate_fn=_as_it_is,  # type: ignore[arg-type]  # without batching it is given what the dataset yields
+    )
+    for batch in loader:
+        yield {name: torch.from_numpy(array) for name, array in batch.items()}
 
 
-def retrieval(model: MCLIPModel, vocabulary: Vocabulary, crops: Sequence[SyntheticCharacter]) -> dict[str, float]:
-    """Top-1 retrieval of held-out crops: over all rows, within the language, and by kind of character."""
-    bank = text_rows(model, vocabulary)
-    images = to_pixels(np.stack([crop.image for crop in crops])).to(bank.device)
-    embeds = torch.cat([model.get_image_features(part) for part in images.split(256)])
-    similarity = embeds @ bank.t()
-    rows = torch.tensor([crop.row for crop in crops], device=bank.device)
-    hits = similarity.argmax(1) == rows
-    masks = {lang: torch.tensor(vocabulary.language_mask([lang]), device=bank.device) for lang in vocabulary.languages}
-    allowed = torch.stack([masks[crop.lang] for crop in crops])
-    own = similarity.masked_fill(~allowed, -2).argmax(1) == rows
-    marks = torch.tensor([vocabulary.rows[crop.row].subtype == 1 for crop in crops], device=bank.device)
-    near = (bank @ bank.t()).fill_diagonal_(-1).max(1).values
-    figures = {
-        "top1": hits.float().mean(),
-        "top1_in_language": own.float().mean(),
-        "top1_marks": own[marks].float().mean(),
-        "top1_others": own[~marks].float().mean(),
-        "nearest_row_mean": near.mean(),
-        "nearest_row_max": near.max(),
-        "logit_scale": model.logit_scale.exp(),
-    }
-    return {name: round(float(value), 4) for name, value in figures.items()}
+def _as_it_is(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return batch
 
 
 def text_rows(model: MCLIPModel, vocabulary: Vocabulary) -> torch.Tensor:
@@ -93,3 +119,115 @@ def text_rows(model: MCLIPModel, vocabulary: Vocabulary) -> torch.Tensor:
     sums = torch.zeros(len(vocabulary.rows), embeds.shape[1], device=embeds.device)
     sums.index_add_(0, torch.tensor(rows, device=embeds.device), embeds)
     return torch.nn.functional.normalize(sums, dim=-1)
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """What the nearest bank row of each of some crops is.
+
+    Attributes:
+        languages: Language of each crop.
+        rows: True rows, `[n]`.
+        found: Nearest rows of all, `[n]`.
+        found_in_language: Nearest rows of those that the crop's language uses, `[n]`.
+        vocabulary: The rows' characters.
+    """
+
+    languages: Sequence[str]
+    rows: np.ndarray
+    found: np.ndarray
+    found_in_language: np.ndarray
+    vocabulary: Vocabulary
+
+    def top1(
+        self, within: bool, kind: int | None = None, lang: str | None = None, lookalikes: bool = False
+    ) -> float | None:
+        """Share of crops that find their own row.
+
+        Args:
+            within: Look within the crop's language rather than among all rows.
+            kind: Subtype of the characters that count; all of them where left out.
+            lang: Language of the crops that count.
+            lookalikes: Let a row that looks alike (see `lookalikes`) pass for the right one.
+
+        Returns:
+            The share, None if no crop counts.
+        """
+        characters = self.vocabulary.rows
+        found = self.found_in_language if within else self.found
+        hits = [
+            row == nearest
+            or (lookalikes and look_alike(characters[row].character, characters[nearest].character))
+            for row, nearest, language in zip(self.rows, found, self.languages, strict=True)
+            if kind in (None, characters[row].subtype) and lang in (None, language)
+        ]
+        return float(np.mean(hits)) if hits else None
+
+    def figures(self) -> dict[str, float]:
+        """Top-1 among all rows and within the language, over all crops and by kind of character."""
+        figures = {"top1": self.top1(False), "top1_in_language": self.top1(True)}
+        for kind, name in enumerate(KINDS):
+            figures[f"top1_{name}"] = self.top1(False, kind)
+            figures[f"top1_{name}_in_language"] = self.top1(True, kind)
+        return {name: round(value, 4) for name, value in figures.items() if value is not None}
+
+    def table(self) -> str:
+        """Top-1 in per cent by language and kind: right, and right or a look-alike in brackets."""
+        lines = ["| | crops | " + " | ".join(f"{name}, {scope}" for name in KINDS for scope in ("own", "all")) + " |"]
+        lines.append("| --- | --: |" + " --: |" * 2 * len(KINDS))
+        for lang in [*self.vocabulary.languages, None]:
+            cells = []
+            for kind in range(len(KINDS)):
+                for within in (True, False):
+                    shares = [self.top1(within, kind, lang, alike) for alike in (False, True)]
+                    strict, loose = (f"{100 * share:.1f}" if share is not None else "-" for share in shares)
+                    cells.append(f"{strict} ({loose})" if strict != "-" else "-")
+            count = sum(lang in (None, language) for language in self.languages)
+            lines.append(f"| {lang or 'all'} | {count} | {' | '.join(cells)} |")
+        return "\n".join(lines)
+
+
+def retrieve(model: MCLIPModel, vocabulary: Vocabulary, crops: Sequence[SyntheticCharacter]) -> Retrieval:
+    """Looks crops up among the rows that the text tower makes.
+
+    Args:
+        model: The model, in eval mode.
+        vocabulary: Characters of the rows.
+        crops: Crops in fonts that training never sees.
+    """
+    bank = text_rows(model, vocabulary)
+    images = torch.from_numpy(np.stack([crop.image for crop in crops])[:, None])
+    parts = [to_device({"pixel_values": part}, bank.device)["pixel_values"] for part in images.split(256)]
+    similarity = torch.cat([model.get_image_features(part) for part in parts]) @ bank.t()
+    masks = {lang: torch.tensor(vocabulary.language_mask([lang])) for lang in vocabulary.languages}
+    allowed = torch.stack([masks[crop.lang] for crop in crops]).to(bank.device)
+    return Retrieval(
+        [crop.lang for crop in crops],
+        np.array([crop.row for crop in crops]),
+        similarity.argmax(1).numpy(force=True),
+        similarity.masked_fill(~allowed, -2).argmax(1).numpy(force=True),
+        vocabulary,
+    )
+
+
+def retrieval_figures(
+    model: MCLIPModel, vocabulary: Vocabulary, crops: Sequence[SyntheticCharacter]
+) -> dict[str, float]:
+    """Figures of an evaluation: retrieval, how near the rows are to each other, and the logit scale."""
+    bank = text_rows(model, vocabulary)
+    near = (bank @ bank.t()).fill_diagonal_(-1).max(1).values
+    more = {"nearest_row_mean": near.mean(), "nearest_row_max": near.max(), "logit_scale": model.logit_scale.exp()}
+    figures = retrieve(model, vocabulary, crops).figures()
+    return figures | {name: round(float(value), 4) for name, value in more.items()}
+
+
+def retrieval_samples(
+    model: MCLIPModel, vocabulary: Vocabulary, crops: Sequence[SyntheticCharacter]
+) -> list[Sample]:
+    """Some crops with the character that each is taken for."""
+    found = retrieve(model, vocabulary, crops[:SAMPLES])
+    characters = [row.character for row in vocabulary.rows]
+    return [
+        Sample(crop.image, characters[row], characters[nearest])
+        for crop, row, nearest in zip(crops, found.rows, found.found, strict=False)
+    ]

@@ -2,43 +2,58 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
+import psutil
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import DistributedType, send_to_device, set_seed
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
-Batch = dict[str, torch.Tensor]
+from .arguments import TrainingArguments
+from .log import RunLog
+
+Batch = dict[str, Any]
+"""Tensors by name, `pixel_values` among them; or dictionaries of tensors."""
+
+# Processes agree on whether to stop every so many steps: agreeing costs a wait for the slowest of them.
+AGREEMENT_STEPS = 8
+# Evaluation runs in one process while the others wait.
+WAIT = timedelta(hours=3)
+# Optimisers and models are cut into files of at most this many bytes, which any transport takes.
+MAX_FILE_SIZE = 15_000_000
 
 
-@dataclass
-class TrainingArguments:
-    """How to train; every field is an option of the scripts."""
+@dataclass(frozen=True)
+class Sample:
+    """A picture that the model was asked about, for the eye.
 
-    output_dir: str = field(metadata={"help": "Folder for checkpoints, the log and the final model."})
-    max_steps: int = field(default=10_000, metadata={"help": "Optimiser steps."})
-    batch_size: int = field(default=64, metadata={"help": "Samples a step and process."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
-    warmup_steps: int = field(default=300, metadata={"help": "Steps of linear warm-up; cosine decay to 0 follows."})
-    weight_decay: float = field(default=0.02, metadata={"help": "AdamW decay on matrices; vectors have none."})
-    max_grad_norm: float = field(default=5.0, metadata={"help": "Gradients are clipped to this norm."})
-    seed: int = field(default=0, metadata={"help": "Seed of weights, words and order."})
-    num_workers: int = field(default=1, metadata={"help": "Processes that synthesise, for each training process."})
-    num_threads: int = field(default=1, metadata={"help": "CPU threads of each training process."})
-    log_steps: int = field(default=50, metadata={"help": "Steps between log lines."})
-    eval_steps: int = field(default=1000, metadata={"help": "Steps between evaluations."})
-    save_steps: int = field(default=500, metadata={"help": "Steps between checkpoints."})
-    save_total_limit: int = field(default=2, metadata={"help": "Checkpoints that are kept."})
-    resume: bool = field(default=False, metadata={"help": "Go on from the newest checkpoint in output_dir."})
+    Attributes:
+        image: Grey, uint8 `[H, W]`.
+        truth: What it shows.
+        reading: What the model says.
+    """
+
+    image: np.ndarray
+    truth: str
+    reading: str
 
 
 def learning_rate_factor(step: int, warmup_steps: int, max_steps: int) -> float:
@@ -67,20 +82,72 @@ def parameter_groups(model: nn.Module, weight_decay: float, rates: dict[str, flo
     return [{"params": group, "weight_decay": decay, "rate": rate} for (rate, decay), group in groups.items()]
 
 
+def to_device(batch: Batch, device: torch.device | str) -> Batch:
+    """Moves a batch; pictures travel as bytes, a quarter of the size, and become -1 to 1 there, 0 in the padding."""
+    batch = send_to_device(batch, device, non_blocking=True)
+    pixels = batch["pixel_values"]
+    if pixels.dtype == torch.uint8:
+        pixels = pixels.float() / 127.5 - 1
+        if "pixel_mask" in batch:
+            pixels = pixels * batch["pixel_mask"][:, None, None]
+        batch["pixel_values"] = pixels
+    return batch
+
+
+def begin_worker() -> None:
+    """What a process that prepares batches does first.
+
+    It keeps to one thread, since it is one of many. It leaves SIGTERM to the trainer: schedulers send it to all
+    processes of a job, and without batches the trainer would not get to its checkpoint. It ends with the trainer.
+    """
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def check_launch(processes: int) -> None:
+    """Refuses a launch that started fewer processes than `accelerate launch` was asked for.
+
+    `accelerate launch --cpu --num_processes 2`, for one, silently starts a single process.
+
+    Raises:
+        RuntimeError: If there are fewer.
+    """
+    for parent in psutil.Process().parents():
+        try:
+            command = parent.cmdline()
+        except psutil.Error:
+            continue
+        if "launch" not in command[:4] and not any(part.endswith("accelerate-launch") for part in command[:2]):
+            continue
+        words = [word for part in command for word in part.split("=", 1)]
+        for name in ("--num_processes", "--num-processes"):
+            if name in words and int(words[words.index(name) + 1]) > processes:
+                raise RuntimeError(
+                    f"{processes} process started, but the launcher was asked for {words[words.index(name) + 1]}: "
+                    "add --multi_gpu (on a machine without a GPU too, with ACCELERATE_USE_CPU=true before the command)"
+                )
+
+
 class Trainer:
     """Runs the steps, logs them, evaluates, and checkpoints so that a killed run goes on where it was.
 
     Args:
         args: How to train.
         model: The model; its forward takes a batch and returns an output with `loss`.
-        batches: Called with (first step, process index, process count), gives that process's endless batches from
-            that step on. Must depend on nothing but its arguments and the seed.
+        batches: Called with (first batch, process index, process count), gives that process's endless batches from
+            that one on, `gradient_accumulation_steps` a step. Must depend on nothing but its arguments and the seed.
         evaluate: Called with the bare model in eval mode; its metrics are logged, and `metric` chooses the best.
         metric: Key of the figure to maximise in what `evaluate` returns.
         rates: Factors of the learning rate (see `parameter_groups`).
+        samples: Called like `evaluate`, gives pictures with their readings for TensorBoard.
+        evaluate_first: Evaluates before the first step, and says at the end whether the model is worse than it was.
+
+    Attributes:
+        history: What evaluations found: a list of `(step, metrics)`.
 
     Raises:
-        FileNotFoundError: If `resume` is asked for and there is no checkpoint.
+        FileExistsError: If `output_dir` holds another run's checkpoints and `resume` was not asked for.
+        RuntimeError: If fewer processes run than the launcher was asked for.
     """
 
     def __init__(
@@ -91,122 +158,349 @@ class Trainer:
         evaluate: Callable[[Any], dict[str, float]] | None = None,
         metric: str = "wrr",
         rates: dict[str, float] | None = None,
+        samples: Callable[[Any], Sequence[Sample]] | None = None,
+        evaluate_first: bool = False,
     ):
         torch.set_num_threads(args.num_threads)
+        logging.disable_progress_bar()  # of files saved and loaded: it would lie across the log
         self.args = args
-        self.accelerator = Accelerator()
-        self.output_dir = Path(args.output_dir)
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(model, args.weight_decay, rates), lr=args.learning_rate, betas=(0.9, 0.98)
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if args.bf16 else None, kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)]
         )
+        self.processes = self.accelerator.num_processes
+        self.device = self.accelerator.device
+        check_launch(self.processes)
+        if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            raise RuntimeError("these models fit on any GPU whole: launch with --multi_gpu, without FSDP or DeepSpeed")
+        # On the CPU, sdpa's backward over sequences as short as these costs more than attention written out.
+        model.set_attn_implementation("eager" if self.device.type == "cpu" else "sdpa")
+        if self.processes > 1 and self.device.type == "cuda":
+            # Else batch norm, and with it a contrastive batch, would differ from that of one process.
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         # Convolutions are faster with channels last, on CPU and GPU alike.
         model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # transformers' wrapper hides self
-        self.model, self.optimizer = self.accelerator.prepare(model, self.optimizer)
-        self.batches = batches
-        self.evaluate = evaluate
+        optimizer = torch.optim.AdamW(
+            parameter_groups(model, args.weight_decay, rates), lr=args.learning_rate, betas=(0.9, 0.98)
+        )
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.bare = self.accelerator.unwrap_model(self.model)
+        self.batches, self.evaluate, self.samples = batches, evaluate, samples
         self.metric = metric
+        self.evaluate_first = evaluate_first
+        self.output_dir = Path(args.output_dir)
         self.step = 0
         self.best = -math.inf
-        self.stopping = False
-        if args.resume:
-            self._load()
+        self.history: list[tuple[int, dict[str, float]]] = []
+        # Since the last log line, which a run that goes on has to end as well.
+        self.loss_sum, self.loss_count = 0.0, 0
+        self._seconds_before, self._begun = 0.0, time.monotonic()
+        # Options that differ from those of the checkpoint, from which the run is another one.
+        self.changes: list[str] = []
+        self._terminated = False
+        set_seed(args.seed, device_specific=True)
+        checkpoints = sorted(self.output_dir.glob("checkpoint-*"))
+        if checkpoints and not args.resume:
+            raise FileExistsError(
+                f"{self.output_dir} holds {checkpoints[-1].name}: add --resume to go on, or name another output_dir"
+            )
+        if checkpoints:
+            self._load(checkpoints[-1])
+        self.log = RunLog(self.output_dir, self.accelerator.is_main_process, self.step, args.max_steps)
+
+    # -------------------- the loop
 
     def train(self) -> PreTrainedModel:
-        """Trains up to `max_steps` and saves the final model in `output_dir`; returns it."""
-        signal.signal(signal.SIGTERM, self._stop)
-        args, bare = self.args, self.accelerator.unwrap_model(self.model)
-        processes = self.accelerator.num_processes
-        count = sum(parameter.numel() for parameter in bare.parameters() if parameter.requires_grad)
-        self._log({"event": "start", "step": self.step, "processes": processes, "parameters": count})
-        batches = self.batches(self.step, self.accelerator.process_index, processes)
+        """Trains up to `max_steps` and saves the final model in `output_dir`; returns it.
+
+        Raises:
+            SystemExit: After a checkpoint was saved, with 143 on SIGTERM, with 0 at the time limit.
+            FloatingPointError: If the loss is no longer a number; the newest checkpoint is from before.
+        """
+        before = signal.signal(signal.SIGTERM, self._terminate)
+        first = self.step * self.args.gradient_accumulation_steps
+        batches = self.batches(first, self.accelerator.process_index, self.processes)
+        try:
+            self._introduce()
+            if self.evaluate_first and self.step == 0:
+                self._evaluate()
+            self._train(batches)
+        finally:
+            if isinstance(batches, Generator):
+                batches.close()  # and with it the workers, which do not listen to signals
+            signal.signal(signal.SIGTERM, before)
+            self.log.close()
+        return self.bare
+
+    def _train(self, batches: Iterator[Batch]) -> None:
+        args = self.args
         self.model.train()
-        losses: list[torch.Tensor] = []
-        images, waited, begun = 0, 0.0, time.monotonic()
-        while self.step < args.max_steps and not self.stopping:
-            asked = time.monotonic()
-            batch = {name: tensor.to(self.accelerator.device) for name, tensor in next(batches).items()}
-            waited += time.monotonic() - asked
+        losses = torch.zeros((), dtype=torch.float64, device=self.device)  # added up without waiting for the device
+        images, steps, waited, begun = 0, 0, 0.0, time.monotonic()
+        while self.step < args.max_steps:
             factor = learning_rate_factor(self.step, args.warmup_steps, args.max_steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = args.learning_rate * factor * group["rate"]
-            with self.accelerator.autocast():
-                loss = self.model(**batch).loss
-            self.accelerator.backward(loss)
-            self.accelerator.clip_grad_norm_(self.model.parameters(), args.max_grad_norm)
+            for passes in reversed(range(args.gradient_accumulation_steps)):
+                asked = time.monotonic()
+                batch = next(batches)
+                waited += time.monotonic() - asked
+                batch = to_device(batch, self.device)
+                with self.accelerator.no_sync(self.model) if passes else nullcontext():
+                    with self.accelerator.autocast():
+                        loss = self.model(**batch).loss / args.gradient_accumulation_steps
+                    self.accelerator.backward(loss)
+                losses += loss.detach()
+                images += len(batch["pixel_values"]) * self.processes
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), args.max_grad_norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.step += 1
-            losses.append(loss.detach())
-            images += len(batch["pixel_values"]) * processes
-            if self.step % args.log_steps == 0:
+            self.loss_count += 1
+            steps += 1
+            logs, evaluates, saves = (
+                self.step % every == 0 for every in (args.log_steps, args.eval_steps, args.save_steps)
+            )
+            last = self.step == args.max_steps
+            stops = None if last else self._agreed_stop()
+            if logs or saves or last or stops is not None:
+                self._add_losses(losses)
+            if logs:
                 spent = time.monotonic() - begun
-                self._log(
-                    {
-                        "step": self.step,
-                        "loss": round(torch.stack(losses).mean().item(), 4),
-                        "images_per_s": round(images / spent, 1),
-                        "data_wait": round(waited / spent, 3),
-                        "eta_min": round((args.max_steps - self.step) * spent / max(1, len(losses)) / 60, 1),
-                    }
+                self.log.step(
+                    self.step,
+                    loss=self.loss_sum / self.loss_count,
+                    learning_rate=args.learning_rate * factor,
+                    grad_norm=float(norm),
+                    images_per_s=images / spent,
+                    data_wait=waited / spent,
+                    eta_s=(args.max_steps - self.step) * spent / steps,
                 )
-                losses, images, waited, begun = [], 0, 0.0, time.monotonic()
-            if self.evaluate is not None and (self.step % args.eval_steps == 0 or self.step == args.max_steps):
-                self._evaluate(bare)
-                begun = time.monotonic()
-            if self.step % args.save_steps == 0 or self.step == args.max_steps or self.stopping:
+                self.loss_sum, self.loss_count = 0.0, 0
+                images, steps, waited, begun = 0, 0, 0.0, time.monotonic()
+            if self.evaluate is not None and (evaluates or last):
+                pause = time.monotonic()
+                self._evaluate()
+                begun += time.monotonic() - pause
+            if saves or last or stops is not None:
                 self._save()
-        if self.accelerator.is_main_process and not self.stopping:
-            bare.save_pretrained(self.output_dir / "final")
-        return bare
+            if stops is not None:
+                self.log.say(
+                    f"{'told to stop' if stops else 'time is up'}: saved at step {self.step}; go on with --resume",
+                    event="stop",
+                    step=self.step,
+                )
+                raise SystemExit(stops)
+        if self.accelerator.is_main_process:
+            self._replace(self.output_dir / "final", self.bare.save_pretrained)
+        self._warn_if_worse()
+        self.accelerator.wait_for_everyone()
 
-    def _stop(self, signum: int, frame: object) -> None:
-        self.stopping = True
+    def _introduce(self) -> None:
+        """Says what runs on what."""
+        args = self.args
+        trained = sum(parameter.numel() for parameter in self.bare.parameters() if parameter.requires_grad)
+        where = self.device_name
+        batch = args.batch_size * self.processes * args.gradient_accumulation_steps
+        self.log.say(
+            f"{self.processes} process{'es' if self.processes > 1 else ''} on {where}, each with {args.num_threads} "
+            f"thread(s) and {args.num_workers} worker(s), {self.precision}; {trained / 1e6:.2f}M trained parameters; "
+            f"{batch} samples a step; steps {self.step} to {args.max_steps}",
+            event="start",
+            step=self.step,
+            processes=self.processes,
+            device=where,
+            precision=self.precision,
+            parameters=trained,
+            batch=batch,
+        )
+        if self.changes:
+            self.log.say(f"not the run that the checkpoint is from: {', '.join(self.changes)}")
+        elif args.resume and self.step == 0:
+            self.log.say(f"no checkpoint in {self.output_dir}: this run starts at the beginning")
 
-    def _evaluate(self, bare: PreTrainedModel) -> None:
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, those before a resumption included."""
+        return self._seconds_before + time.monotonic() - self._begun
+
+    @property
+    def device_name(self) -> str:
+        """Such as `cpu` or `NVIDIA H100 80GB HBM3`."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
+
+    @property
+    def precision(self) -> str:
+        """`bf16`, or `fp32` where there is no autocast."""
+        return {"no": "fp32"}.get(self.accelerator.mixed_precision, self.accelerator.mixed_precision)
+
+    def _add_losses(self, losses: torch.Tensor) -> None:
+        """Moves the device's losses, averaged over processes, to the sum of this log line."""
+        total = losses.clone() if self.processes == 1 else self.accelerator.reduce(losses, "mean")
+        losses.zero_()
+        if not math.isfinite(total.item()):
+            raise FloatingPointError(
+                f"the loss is no number any more at step {self.step}: go on from the newest checkpoint in "
+                f"{self.output_dir} with a lower learning_rate or max_grad_norm"
+            )
+        self.loss_sum += total.item()
+
+    def _terminate(self, signum: int, frame: object) -> None:
+        self._terminated = True
+
+    def _agreed_stop(self) -> int | None:
+        """The exit code if a process was told to stop or its time is up, else None; the same in every process."""
+        wish = 0
+        if self.args.time_limit is not None:
+            wish = int(time.time() - psutil.Process().create_time() > 60 * self.args.time_limit)
+        wish = 2 if self._terminated else wish
+        if self.processes > 1:
+            if self.step % AGREEMENT_STEPS:
+                return None
+            wishes = self.accelerator.gather(torch.tensor([wish], device=self.device))
+            wish = int(wishes.max())
+        return {0: None, 1: 0, 2: 128 + signal.SIGTERM}[wish]
+
+    # -------------------- evaluation
+
+    def _evaluate(self) -> None:
         assert self.evaluate is not None
         if self.accelerator.is_main_process:
-            bare.eval()
+            self.bare.eval()
             with torch.no_grad():
-                metrics = self.evaluate(bare)
-            bare.train()
-            self._log({"step": self.step, **metrics})
+                metrics = self.evaluate(self.bare)
+                samples = self.samples(self.bare) if self.samples else ()
+            self.bare.train()
+            self.log.evaluation(self.step, metrics)
+            self.log.samples(self.step, samples)
+            self.history.append((self.step, metrics))
             if metrics[self.metric] > self.best:
                 self.best = metrics[self.metric]
-                bare.save_pretrained(self.output_dir / "best")
+                self._replace(self.output_dir / "best", self.bare.save_pretrained)
         self.accelerator.wait_for_everyone()
 
-    def _log(self, entry: dict) -> None:
-        if self.accelerator.is_main_process:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            line = json.dumps(entry)
-            print(line, flush=True)
-            with open(self.output_dir / "log.jsonl", "a") as file:
-                file.write(line + "\n")
+    def _warn_if_worse(self) -> None:
+        if not (self.evaluate_first and self.history):
+            return
+        start, end = (metrics[self.metric] for _, metrics in (self.history[0], self.history[-1]))
+        if end < start:
+            self.log.say(
+                f"WARNING: {self.metric} ended at {end:.4f}, worse than the {start:.4f} it started with: do not use "
+                f"'final'; the best model is in {self.output_dir / 'best'}",
+                event="worse",
+                start=start,
+                end=end,
+            )
+
+    # -------------------- checkpoints
 
     def _save(self) -> None:
-        """Writes a checkpoint beside its final name and moves it there whole, so that a kill leaves none half done."""
-        self.accelerator.wait_for_everyone()
-        if not self.accelerator.is_main_process:
-            return
-        target = self.output_dir / f"checkpoint-{self.step:08d}"
-        partial = self.output_dir / "partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        self.accelerator.unwrap_model(self.model).save_pretrained(partial)
-        state = {"step": self.step, "best": self.best, "optimizer": self.optimizer.state_dict()}
-        torch.save({**state, "rng": torch.get_rng_state(), "args": asdict(self.args)}, partial / "training_state.pt")
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
-        for old in sorted(self.output_dir.glob("checkpoint-*"))[: -self.args.save_total_limit]:
-            shutil.rmtree(old)
+        """Writes a checkpoint beside its final name and moves it there whole, so that a kill leaves none half done.
 
-    def _load(self) -> None:
-        checkpoints = sorted(self.output_dir.glob("checkpoint-*"))
-        if not checkpoints:
-            raise FileNotFoundError(f"no checkpoint in {self.output_dir}: leave --resume out to start afresh")
-        bare = self.accelerator.unwrap_model(self.model)
-        weights = type(bare).from_pretrained(checkpoints[-1]).state_dict()
-        bare.load_state_dict(weights)
-        state = torch.load(checkpoints[-1] / "training_state.pt", weights_only=True)
-        self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["rng"])
-        self.step, self.best = state["step"], state["best"]
+        `output_dir` must be a folder that all machines share.
+        """
+        target, partial = self.output_dir / f"checkpoint-{self.step:08d}", self.output_dir / "partial"
+        main = self.accelerator.is_main_process
+        if main:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        torch.save(_random_state(), partial / f"rng_{self.accelerator.process_index}.pt")
+        if main:
+            self.bare.save_pretrained(partial, max_shard_size=MAX_FILE_SIZE)
+            self._save_optimizer(partial)
+            state = {name: getattr(self, name) for name in _STATE}
+            state |= {"seconds": self.seconds, "processes": self.processes, "args": dataclasses.asdict(self.args)}
+            (partial / "training_state.json").write_text(json.dumps(state))
+        self.accelerator.wait_for_everyone()
+        if main:
+            shutil.rmtree(target, ignore_errors=True)
+            partial.rename(target)
+            for old in sorted(self.output_dir.glob("checkpoint-*"))[: -self.args.save_total_limit]:
+                shutil.rmtree(old)
+
+    def _load(self, checkpoint: Path) -> None:
+        state = json.loads((checkpoint / "training_state.json").read_text())
+        for name in _STATE:
+            setattr(self, name, state[name])
+        self.history = [(step, metrics) for step, metrics in self.history]
+        self.bare.load_state_dict(type(self.bare).from_pretrained(checkpoint).state_dict())
+        self._load_optimizer(checkpoint)
+        self._seconds_before = state["seconds"]
+        random_state = checkpoint / f"rng_{self.accelerator.process_index}.pt"
+        if random_state.exists():
+            _set_random_state(torch.load(random_state, weights_only=True))
+        before = state["args"] | {"processes": state["processes"]}
+        now = dataclasses.asdict(self.args) | {"processes": self.processes}
+        self.changes = [
+            f"{name} {before[name]} -> {value}"
+            for name, value in now.items()
+            if name in before and before[name] != value and name not in _MAY_CHANGE
+        ]
+        best, old = self.output_dir / "best", self.output_dir / "best.old"
+        if self.accelerator.is_main_process and old.exists() and not best.exists():
+            old.rename(best)  # killed between the two renames of _replace
+
+    def _save_optimizer(self, folder: Path) -> None:
+        """Moments by parameter, as `NAME/exp_avg`, in files that are not too large."""
+        tensors = {
+            f"{name}/{key}": value.contiguous()
+            for name, parameter in self.bare.named_parameters()
+            for key, value in self.optimizer.state.get(parameter, {}).items()
+        }
+        files: list[dict[str, torch.Tensor]] = [{}]
+        size = 0
+        for name, tensor in tensors.items():
+            size += tensor.nbytes
+            if size > MAX_FILE_SIZE:
+                files.append({})
+                size = tensor.nbytes
+            files[-1][name] = tensor
+        for number, part in enumerate(files):
+            save_file(part, folder / f"optimizer-{number:05d}.safetensors")
+
+    def _load_optimizer(self, folder: Path) -> None:
+        tensors: dict[str, torch.Tensor] = {}
+        for path in sorted(folder.glob("optimizer-*.safetensors")):
+            tensors |= load_file(path)
+        names = {parameter: name for name, parameter in self.bare.named_parameters()}
+        moments: dict[str, dict[str, torch.Tensor]] = {}
+        for name, tensor in tensors.items():
+            owner, _, key = name.rpartition("/")
+            moments.setdefault(owner, {})[key] = tensor
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        state = {place: moments[names[item]] for place, item in enumerate(parameters) if names[item] in moments}
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+    def _replace(self, folder: Path, save: Callable[[Path], Any]) -> None:
+        """Saves to a new folder and puts it in the place of an old one, so that one of them is always whole."""
+        fresh, old = (folder.with_name(f"{folder.name}.{word}") for word in ("new", "old"))
+        for path in (fresh, old):
+            shutil.rmtree(path, ignore_errors=True)
+        save(fresh)
+        if folder.exists():
+            folder.rename(old)
+        fresh.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+# What a checkpoint keeps of the trainer itself.
+_STATE = ("step", "best", "history", "loss_sum", "loss_count")
+# Options that change nothing in what is trained.
+_MAY_CHANGE = ("output_dir", "config", "resume", "time_limit", "push_to_hub", "save_total_limit", "num_workers")
+
+
+def _random_state() -> dict[str, Any]:
+    """State of all random generators of this process."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    state = {"python": random.getstate(), "numpy": (kind, list(map(int, keys)), *rest), "torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

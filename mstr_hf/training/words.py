@@ -1,4 +1,4 @@
-"""What Spotter and Refiner train on and are judged by: batches of synthetic words, and reading accuracy."""
+"""What Spotter and Refiner train on and are judged by: batches of words, and reading accuracy."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,80 +18,208 @@ from mstr_hf.models.image_processing_mstr import resize, resized_width
 from mstr_hf.models.modeling_refiner import RefinerModel
 from mstr_hf.models.modeling_spotter import IGNORED, SpotterModel
 from mstr_hf.models.prototype_bank import PrototypeBank
-from mstr_hf.models.text import normalise, visual_order
+from mstr_hf.models.text import display, normalise, visual_order
 from mstr_hf.synthesis.fonts import discover_fonts
-from mstr_hf.synthesis.synthetic_words import SyntheticWord, WordSynthesiser
+from mstr_hf.synthesis.synthetic_words import WordSynthesiser
 from mstr_hf.synthesis.words import load_words
-from mstr_hf.vocabulary import Vocabulary, build_vocabulary
+from mstr_hf.vocabulary import Vocabulary
 
-from .trainer import Batch
+from .arguments import mapping
+from .log import RunLog
+from .sources import REAL_SEVERITY, RealWords, Word, WordMixture, WordSource, language_shares
+from .trainer import Batch, Sample, begin_worker, to_device
 
 HEIGHT = 32
 # Pixels a frame: two frames for each column of four pixels.
 FRAME_WIDTH = 2
-# Wider words are left out of training batches: one of them would cost as much as four others.
-MAX_WIDTH = 192
 # Words are drawn in chunks of this many batches and sorted by width within a chunk, so that little is padding.
 CHUNK = 8
+# Other words that are tried in the place of one that is too wide.
+ATTEMPTS = 100
+# Pictures a language in TensorBoard.
+SAMPLES = 4
 
 
 @dataclass
 class WordArguments:
-    """Which words to train on."""
+    """Which words to train on: synthetic ones, drawn as training runs, labelled pictures, or both."""
 
     fonts: list[str] = field(default_factory=list, metadata={"help": "Folders with fonts beside the system's."})
-    language_weights: str = field(
-        default="en=4,hi=3,bn=3,ta=2.5,te=2.5,ar=2.5", metadata={"help": "Share of each language in training."}
+    data: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Labelled pictures: Arrow folders (`mstr convert`) and manifests (.json, .jsonl)."},
     )
-    severity: float = field(default=0.9, metadata={"help": "Upper end of the degradation budget, 0 to 1."})
-    eval_words: int = field(default=100, metadata={"help": "Held-out words a language in an evaluation."})
+    val_data: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Labelled pictures to validate with, in the same forms. Left out: the validation split of data, "
+            "else every tenth word of it; without data, synthetic words in fonts that training never sees."
+        },
+    )
+    synthetic_share: float | None = field(
+        default=None, metadata={"help": "Share of synthetic words; 0 where there are data, else 1, if left out."}
+    )
+    language_weights: str = field(
+        default="", metadata={"help": "Relative amounts of synthetic words, such as en=4,hi=3; 1 where not named."}
+    )
+    language_temperature: float = field(
+        default=1.0,
+        metadata={"help": "A language's share goes with amount ** (1 / temperature): above 1 lifts small languages."},
+    )
+    severity: float = field(
+        default=0.9, metadata={"help": "Upper end of the degradation budget of synthetic words, 0 to 1."}
+    )
+    max_width: int = field(
+        default=192,
+        metadata={"help": "Words that are wider, in pixels at height 32, do not train: they cost as much as several."},
+    )
+    eval_words: int = field(default=100, metadata={"help": "Words a language in an evaluation."})
+    overfit_images: int = field(
+        default=0,
+        metadata={"help": "Trains and validates on this many words alone: a self-check that should reach a WRR of 1."},
+    )
 
 
-def word_synthesisers(
-    args: WordArguments, bank: PrototypeBank
-) -> tuple[Vocabulary, WordSynthesiser, list[SyntheticWord]]:
-    """The vocabulary of a bank, the training words, and a fixed set of words in fonts that training never sees.
+@dataclass(frozen=True)
+class WordData:
+    """What a trainer of words needs.
+
+    Attributes:
+        vocabulary: Characters of the bank.
+        train: Words to train on.
+        heldout: Words to validate with.
+        summary: What `train` is, in a line for people.
+        warning: Labels that are left out, and why; empty if none are.
+    """
+
+    vocabulary: Vocabulary
+    train: WordMixture
+    heldout: Sequence[Word]
+    summary: str
+    warning: str = ""
+
+    def introduce(self, log: RunLog) -> None:
+        """Says what is trained on, what is left out of it, and what validates."""
+        log.say(f"trains on {self.summary}; validates with {len(self.heldout)} words", event="data", data=self.summary)
+        if self.warning:
+            log.say(f"WARNING: {self.warning}", event="left out", reason=self.warning)
+
+
+class FixedWords:
+    """The same few words over and over."""
+
+    def __init__(self, words: Sequence[Word]):
+        self.words = words
+
+    def word(self, seed: int, index: int, lang: str) -> Word:
+        """The word at a position of the endless sequence."""
+        return self.words[index % len(self.words)]
+
+
+def word_data(args: WordArguments, bank: PrototypeBank) -> WordData:
+    """Gathers the words to train on and those to validate with.
 
     Raises:
-        ValueError: If the charsets are not those that the bank was made from, or a language has no weight.
+        ValueError: If an option does not fit the bank, or the data hold nothing to read.
     """
+    vocabulary = Vocabulary.from_bank(bank)
+    share = args.synthetic_share if args.synthetic_share is not None else float(not args.data)
+    if not 0 <= share <= 1 or (share < 1 and not args.data):
+        raise ValueError(f"synthetic_share {share}: give 0 to 1, and 1 (or nothing) without data")
+    if args.language_temperature <= 0:
+        raise ValueError(f"language_temperature {args.language_temperature}: give a number above 0")
+    parts: list[tuple[WordSource, str, float]] = []
+    heldout: Sequence[Word] = ()
+    summary, warnings = [], []
+    if args.data:
+        real = RealWords(args.data, vocabulary, 0 if args.overfit_images else REAL_SEVERITY)
+        warnings.append(real.complaint())
+        if not len(real):
+            raise ValueError(f"{', '.join(args.data)}: no label can be used: {real.complaint()}")
+        named = args.val_data or [path for path in args.data if (Path(path) / "validation").is_dir()]
+        if named:
+            validation = RealWords(named, vocabulary, split="validation")
+            warnings.append(validation.complaint())
+        else:
+            real, validation = real.split()
+        amounts = {lang: float(len(rows)) for lang, rows in real.rows.items()}
+        shares = language_shares(amounts, args.language_temperature)
+        parts += [(real, lang, (1 - share) * part) for lang, part in shares.items() if share < 1]
+        heldout = validation.some(args.eval_words)
+        counts = ", ".join(f"{lang} {len(rows)}" for lang, rows in real.rows.items())
+        summary.append(f"{1 - share:.0%} of {len(real)} labelled pictures ({counts})")
+    if share > 0:
+        train, drawn = synthesisers(args, bank, vocabulary)
+        languages = bank.all_languages
+        weights = dict.fromkeys(languages, 1.0) | mapping(args.language_weights, "language_weights", languages)
+        shares = language_shares(weights, args.language_temperature)
+        parts += [(train, lang, share * part) for lang, part in shares.items() if part > 0]
+        summary.append(f"{share:.0%} synthetic words ({', '.join(f'{k} {v:.0%}' for k, v in shares.items())})")
+        if not heldout:
+            heldout = [drawn.word(1, index, lang) for lang in languages for index in range(args.eval_words)]
+    mixture = WordMixture(parts)
+    if args.overfit_images:
+        candidates = (mixture.word(0, index) for index in range(ATTEMPTS * args.overfit_images))
+        fitting = (word for word in candidates if fits(word.text, model_pixels(word.image).shape[1], args.max_width))
+        heldout = list(itertools.islice(fitting, args.overfit_images))
+        mixture = WordMixture([(FixedWords(heldout), "", 1.0)])
+        summary = [f"{len(heldout)} words over and over"]
+    return WordData(vocabulary, mixture, heldout, "; ".join(summary), "; ".join(filter(None, warnings)))
+
+
+def synthesisers(
+    args: WordArguments, bank: PrototypeBank, vocabulary: Vocabulary
+) -> tuple[WordSynthesiser, WordSynthesiser]:
+    """Draws words in the fonts of training, and milder ones in fonts that training never sees."""
     languages = bank.all_languages
-    vocabulary = build_vocabulary(load_charsets(languages))
-    if vocabulary.digest != bank.charset_digest:
-        raise ValueError("the charsets differ from those of the bank: build the bank again")
-    weights = {lang: float(weight) for lang, weight in (part.split("=") for part in args.language_weights.split(","))}
-    if missing := [lang for lang in languages if lang not in weights]:
-        raise ValueError(f"no weight for {', '.join(missing)}: name every language of the bank in language_weights")
+    known = set(bank.characters)
+    for charset in load_charsets(languages):
+        if missing := sorted(charset.characters - known):
+            raise ValueError(
+                f"the charset of {charset.lang} has characters that the bank lacks, such as {missing[0]!r}: "
+                "build the bank again, or extend it"
+            )
     fonts = discover_fonts(languages, args.fonts)
     sources = {lang: load_words(lang) for lang in languages}
     joiners = vocabulary.joiners
-    train = WordSynthesiser(fonts, sources, weights, "train", args.severity, joiners)
-    heldout = WordSynthesiser(fonts, sources, None, "heldout", 0.6 * args.severity, joiners)
-    fixed = [heldout.word(1, index, lang) for lang in languages for index in range(args.eval_words)]
-    return vocabulary, train, fixed
+    return (
+        WordSynthesiser(fonts, sources, split="train", severity=args.severity, joiners=joiners),
+        WordSynthesiser(fonts, sources, split="heldout", severity=0.6 * args.severity, joiners=joiners),
+    )
 
 
 class WordBatches(IterableDataset):
     """Endless chunks of batches; chunk n is a function of the seed and n alone, whatever the number of workers.
 
     Args:
-        words: Draws the words.
+        words: Draws the words: has a method `word(seed, index)`.
         vocabulary: Encodes their labels.
         batch_size: Words a batch.
         seed: Seed of the endless sequence.
         first: First chunk.
         step: Chunks from one to the next of this process (the number of processes).
+        max_width: Widest word, in pixels at the models' height.
     """
 
     def __init__(
-        self, words: WordSynthesiser, vocabulary: Vocabulary, batch_size: int, seed: int, first: int, step: int
+        self,
+        words: WordMixture | WordSynthesiser,
+        vocabulary: Vocabulary,
+        batch_size: int,
+        seed: int,
+        first: int,
+        step: int,
+        max_width: int = 192,
     ):
         self.words, self.vocabulary = words, vocabulary
         self.batch_size, self.seed, self.first, self.step = batch_size, seed, first, step
+        self.max_width = max_width
 
     def __iter__(self) -> Iterator[list[Batch]]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        if info:
+            begin_worker()
         number = self.first + worker * self.step
         while True:
             yield self.chunk(number)
@@ -99,24 +228,25 @@ class WordBatches(IterableDataset):
     def chunk(self, number: int) -> list[Batch]:
         """The batches of one chunk."""
         size = CHUNK * self.batch_size
-        words: list[tuple[np.ndarray, SyntheticWord]] = []
-        # Each chunk owns twice the indices it needs, so that words left out do not shift the next chunk's.
-        for index in range(number * size * 2, (number + 1) * size * 2):
-            word = self.words.word(self.seed, index)
-            pixels = model_pixels(word.image)
-            if pixels.shape[1] <= MAX_WIDTH and readable(word.text, pixels.shape[1]):
-                words.append((pixels, word))
-            if len(words) == size:
-                break
+        words = [self._fitting(index) for index in range(number * size, (number + 1) * size)]
         words.sort(key=lambda item: item[0].shape[1])
         groups = [words[start : start + self.batch_size] for start in range(0, size, self.batch_size)]
         # The same order of widths in every process: each step waits for the slowest.
         random.Random(f"{self.seed}/chunk/{number // self.step}").shuffle(groups)
         return [collate(group, self.vocabulary) for group in groups]
 
+    def _fitting(self, index: int) -> tuple[np.ndarray, Word]:
+        """The word at a position, or another one in its place if it is too wide or too dense."""
+        for attempt in range(ATTEMPTS):
+            word = self.words.word(self.seed + 1_000_003 * attempt, index)
+            pixels = model_pixels(word.image)
+            if fits(word.text, pixels.shape[1], self.max_width):
+                return pixels, word
+        raise ValueError(f"none of {ATTEMPTS} words is at most {self.max_width} pixels wide: raise max_width")
+
 
 def word_batches(
-    words: WordSynthesiser,
+    words: WordMixture | WordSynthesiser,
     vocabulary: Vocabulary,
     batch_size: int,
     seed: int,
@@ -124,15 +254,25 @@ def word_batches(
     first: int,
     process: int,
     processes: int,
+    max_width: int = 192,
 ) -> Iterator[Batch]:
-    """Endless batches of one training process from a given step on (see `Trainer`)."""
+    """Endless batches of one training process from a given one on (see `Trainer`)."""
     start = first // CHUNK * processes + process
-    chunks = WordBatches(words, vocabulary, batch_size, seed, start, processes)
+    chunks = WordBatches(words, vocabulary, batch_size, seed, start, processes, max_width)
     skip = first % CHUNK
     prefetch = 2 if num_workers else None
-    for chunk in DataLoader(chunks, batch_size=None, num_workers=num_workers, prefetch_factor=prefetch):
-        yield from chunk[skip:]
+    # Arrays go through pipes; tensors would go through shared memory, of which containers may have little.
+    loader = DataLoader(
+        chunks, batch_size=None, num_workers=num_workers, prefetch_factor=prefetch, collate_fn=_to_arrays
+    )
+    for chunk in loader:
+        for batch in chunk[skip:]:
+            yield {name: torch.from_numpy(array) for name, array in batch.items()}
         skip = 0
+
+
+def _to_arrays(chunk: list[Batch]) -> list[dict[str, np.ndarray]]:
+    return [{name: tensor.numpy() for name, tensor in batch.items()} for batch in chunk]
 
 
 def model_pixels(image: np.ndarray) -> np.ndarray:
@@ -147,21 +287,26 @@ def readable(text: str, width: int) -> bool:
     return len(text) + repeats <= width // FRAME_WIDTH
 
 
-def collate(words: Sequence[tuple[np.ndarray, SyntheticWord]], vocabulary: Vocabulary) -> Batch:
+def fits(text: str, width: int, max_width: int) -> bool:
+    """Whether a picture of this width can train."""
+    return width <= max_width and readable(text, width)
+
+
+def collate(words: Sequence[tuple[np.ndarray, Word]], vocabulary: Vocabulary) -> Batch:
     """Pads resized images and labels.
 
     Returns:
-        `pixel_values` `[B, 1, 32, W]`, `pixel_mask` `[B, W]`, `labels` `[B, S]`, `frame_labels` `[B, W/2]` (see
-        `SpotterModel.forward`).
+        `pixel_values` uint8 `[B, 1, 32, W]` (see `to_device`), `pixel_mask` `[B, W]`, `labels` `[B, S]`,
+        `frame_labels` `[B, W/2]` (see `SpotterModel.forward`).
     """
     width = max(pixels.shape[1] for pixels, _ in words)
     longest = max(len(word.text) for _, word in words)
-    images = np.full((len(words), HEIGHT, width), 127.5, np.float32)
+    images = np.zeros((len(words), 1, HEIGHT, width), np.uint8)
     mask = np.zeros((len(words), width), bool)
     labels = np.full((len(words), longest), IGNORED, np.int64)
     frames = np.full((len(words), width // FRAME_WIDTH), IGNORED, np.int64)
     for i, (pixels, word) in enumerate(words):
-        images[i, :, : pixels.shape[1]] = pixels
+        images[i, 0, :, : pixels.shape[1]] = pixels
         mask[i, : pixels.shape[1]] = True
         ids = vocabulary.encode(word.text)
         labels[i, : len(ids)] = ids
@@ -169,7 +314,7 @@ def collate(words: Sequence[tuple[np.ndarray, SyntheticWord]], vocabulary: Vocab
             count = pixels.shape[1] // FRAME_WIDTH
             frames[i, :count] = frame_labels([ids[j] for j in visual_order(word.text)], word.centres * count, count)
     return {
-        "pixel_values": torch.from_numpy(images[:, None] / 127.5 - 1),
+        "pixel_values": torch.from_numpy(images),
         "pixel_mask": torch.from_numpy(mask),
         "labels": torch.from_numpy(labels),
         "frame_labels": torch.from_numpy(frames),
@@ -204,41 +349,78 @@ def frame_labels(ids: Sequence[int], centres: np.ndarray, count: int) -> np.ndar
     return frames
 
 
-def reading_accuracy(model: SpotterModel, words: Sequence[SyntheticWord], vocabulary: Vocabulary) -> dict[str, float]:
-    """WRR of the Spotter on synthetic words: overall and by language.
+def reading_accuracy(model: SpotterModel, words: Sequence[Word], vocabulary: Vocabulary) -> dict[str, float]:
+    """WRR of the Spotter, by language and as the mean over languages.
 
     Args:
         model: The model, in eval mode.
         words: Words that it was not trained on.
         vocabulary: Encodes labels and decodes readings.
     """
+    return _accuracy(spotter_readings(model, words, vocabulary), words)
+
+
+def refined_accuracy(model: RefinerModel, words: Sequence[Word], vocabulary: Vocabulary) -> dict[str, float]:
+    """As :func:`reading_accuracy`, for the Refiner on every word."""
+    return _accuracy(refiner_readings(model, words, vocabulary), words)
+
+
+def reading_samples(
+    readings: Callable[..., list[str]],
+    model: SpotterModel | RefinerModel,
+    words: Sequence[Word],
+    vocabulary: Vocabulary,
+) -> list[Sample]:
+    """A few words of each language with what `readings` makes of them."""
+    chosen: dict[str, list[Word]] = {}
+    for word in words:
+        chosen.setdefault(word.lang, []).append(word)
+    shown = [word for found in chosen.values() for word in found[:SAMPLES]]
+    texts = readings(model, shown, vocabulary)
+    return [
+        Sample(model_pixels(word.image), display(word.text), display(text)) for word, text in zip(shown, texts, strict=True)
+    ]
+
+
+def spotter_readings(model: SpotterModel, words: Sequence[Word], vocabulary: Vocabulary) -> list[str]:
+    """What the Spotter reads in each word, normalised."""
 
     def read(batch: Batch) -> list[str]:
         ids = model(batch["pixel_values"], batch["pixel_mask"]).top_k_ids[..., 0]
         return [vocabulary.decode(row) for row in ids.tolist()]
 
-    return _accuracy(read, words, vocabulary)
+    return _readings(read, model.device, words, vocabulary)
 
 
-def refined_accuracy(model: RefinerModel, words: Sequence[SyntheticWord], vocabulary: Vocabulary) -> dict[str, float]:
-    """As :func:`reading_accuracy`, for the Refiner on every word."""
+def refiner_readings(model: RefinerModel, words: Sequence[Word], vocabulary: Vocabulary) -> list[str]:
+    """What the Refiner reads in each word, sure or not, normalised."""
 
     def read(batch: Batch) -> list[str]:
         readings = model.recognise(batch["pixel_values"], batch["pixel_mask"], gate_threshold=2.0)
         return [normalise(reading["text"], vocabulary.joiners) for reading in readings]
 
-    return _accuracy(read, words, vocabulary)
+    return _readings(read, model.device, words, vocabulary)
 
 
-def _accuracy(
-    read: Callable[[Batch], list[str]], words: Sequence[SyntheticWord], vocabulary: Vocabulary
-) -> dict[str, float]:
-    items = sorted(((model_pixels(word.image), word) for word in words), key=lambda item: item[0].shape[1])
+def _readings(
+    read: Callable[[Batch], list[str]], device: torch.device, words: Sequence[Word], vocabulary: Vocabulary
+) -> list[str]:
+    """Reads words in batches of like width."""
+    pixels = [model_pixels(word.image) for word in words]
+    order = sorted(range(len(words)), key=lambda place: pixels[place].shape[1])
+    texts = [""] * len(words)
+    for start in range(0, len(order), 32):
+        places = order[start : start + 32]
+        batch = to_device(collate([(pixels[place], words[place]) for place in places], vocabulary), device)
+        for place, text in zip(places, read(batch), strict=True):
+            texts[place] = text
+    return texts
+
+
+def _accuracy(texts: Sequence[str], words: Sequence[Word]) -> dict[str, float]:
     hits: dict[str, list[bool]] = {}
-    for start in range(0, len(items), 32):
-        part = items[start : start + 32]
-        for text, (_, word) in zip(read(collate(part, vocabulary)), part, strict=True):
-            hits.setdefault(word.lang, []).append(text == word.text)
+    for text, word in zip(texts, words, strict=True):
+        hits.setdefault(word.lang, []).append(text == word.text)
     figures = {f"wrr_{lang}": np.mean(right) for lang, right in sorted(hits.items())}
     figures["wrr"] = np.mean(list(figures.values()))
     return {name: round(float(value), 4) for name, value in figures.items()}

@@ -1,52 +1,62 @@
-import functools
+import contextlib
 import importlib.util
+import io
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
+from transformers import AutoModel, AutoProcessor
 
 from mstr_hf import (
     MCLIPModel,
-    MSTRImageProcessor,
     PrototypeBank,
     RefinerModel,
     SpotterModel,
     build_vocabulary,
     load_charsets,
 )
+from mstr_hf.hub import publish
 from mstr_hf.synthesis.words import WordsError, load_words
+from mstr_hf.training.arguments import parse_arguments
+from mstr_hf.training.simulator import Simulator
 
 ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "scripts" / "configs"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec and spec.loader
+    # Dataclasses look their module up.
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
-def run(fonts, tmp_path_factory):
+def run(fonts):
     """Runs a script on English words in a few fonts of the system; gives its output."""
     try:
         load_words("en")
     except WordsError as error:
         pytest.skip(f"missing: {error}")
-    folder = tmp_path_factory.mktemp("fontconfig")
-    folders = {str(Path(face.path).parent) for face in fonts.by_language["en"]}
-    config = "".join(f"<dir>{path}</dir>" for path in sorted(folders))
-    (folder / "fonts.conf").write_text(f"<fontconfig>{config}<cachedir>{folder}</cachedir></fontconfig>")
-    environment = {
-        **os.environ,
-        "FONTCONFIG_FILE": str(folder / "fonts.conf"),
-        "PYTHONPATH": str(ROOT),
-        "ACCELERATE_USE_CPU": "yes",
-    }
 
-    def run(script: str, *options: object) -> str:
-        command = [sys.executable, ROOT / "scripts" / script, *map(str, options)]
-        result = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr[-3000:]
-        return result.stdout
+    def run(name: str, *options: object) -> str:
+        module = load(name)
+        places = [module, importlib.import_module("mstr_hf.training.words")]
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as output:
+            for place in places:
+                if hasattr(place, "discover_fonts"):
+                    patch.setattr(place, "discover_fonts", lambda languages, folders=(): fonts)
+            patch.setattr(sys, "argv", [name, *map(str, options)])
+            patch.setenv("ACCELERATE_USE_CPU", "yes")
+            module.main()
+        return output.getvalue()
 
     return run
 
@@ -59,44 +69,90 @@ def figures(folder: Path) -> dict[str, list[float]]:
     return found
 
 
-def test_from_characters_to_a_refiner(run, tmp_path):
-    steps = ["--max_steps", 2, "--eval_steps", 2, "--save_steps", 1, "--log_steps", 1]
-    words = [*steps, "--batch_size", 2, "--num_workers", 0, "--language_weights", "en=1", "--eval_words", 3]
+STEPS = ["--max_steps", 2, "--eval_steps", 2, "--save_steps", 1, "--log_steps", 1, "--num_workers", 0]
+WORDS = [*STEPS, "--batch_size", 2, "--eval_words", 3]
+SHAPE = "stem_channels=4,stage_channels=[4,8,16],stage_blocks=[1,1],num_hidden_layers=1,intermediate_size=16"
 
-    mclip = tmp_path / "mclip"
-    options = ["--languages", "en", "--projection_dim", 16, "--batch_size", 16, "--eval_samples", 40]
-    weights = ["--arcface_weight", 0.1, "--subtype_weight", 0.1]
-    run("train_mclip.py", "--output_dir", mclip, *steps, *options, *weights)
+
+@pytest.fixture(scope="module")
+def mclip(run, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "mclip"
+    options = ["--languages", "en", "--architecture", "projection_dim=16", "--batch_size", 16, "--eval_samples", 40]
+    # Two steps of the paper's setting.
+    config = ["--config", CONFIGS / "reference.yaml"]
+    run("train_mclip", *config, "--output_dir", folder, *STEPS, *options)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bank(run, mclip) -> Path:
+    folder = mclip.with_name("bank")
+    report = run("build_prototype_bank", "--mclip", mclip / "final", "--output", folder, "--languages", "en")
+    assert report == (folder / "report.md").read_text()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def spotter(run, bank) -> Path:
+    folder = bank.with_name("spotter")
+    run("train_spotter", "--bank", bank, "--output_dir", folder, *WORDS, "--architecture", SHAPE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def refiner(run, spotter) -> Path:
+    folder = spotter.with_name("refiner")
+    run("train_refiner", "--spotter", spotter / "final", "--output_dir", folder, *WORDS)
+    return folder
+
+
+def test_mclip(run, mclip):
     log = figures(mclip)
-    assert len(log["loss"]) == 2 and {"top1", "top1_in_language", "top1_marks", "nearest_row_max"} <= log.keys()
-    assert MCLIPModel.from_pretrained(mclip / "final").config.projection_dim == 16
+    assert len(log["loss"]) == 2
+    assert {"top1", "top1_in_language", "top1_diacritics", "top1_letters_in_language", "nearest_row_max"} <= log.keys()
+    model = MCLIPModel.from_pretrained(mclip / "final")
+    assert (model.config.projection_dim, model.config.arcface_weight, model.config.subtype_weight) == (16, 0.1, 0.1)
+    table = run("evaluate_mclip", "--mclip", mclip / "final", "--languages", "en", "--crops", 60).splitlines()
+    assert table[2].startswith("| en | 60 | ") and table[3].startswith("| all | 60 | ")
 
-    built = tmp_path / "bank"
-    output = run("build_prototype_bank.py", "--mclip", mclip / "final", "--output", built, "--languages", "en")
-    bank = PrototypeBank.from_pretrained(built)
+
+def test_bank(bank):
+    built = PrototypeBank.from_pretrained(bank)
     vocabulary = build_vocabulary(load_charsets(["en"]))
-    assert bank.charset_digest == vocabulary.digest and bank.prototypes.shape == (len(vocabulary.rows), 16)
-    assert torch.allclose(bank.prototypes.norm(dim=-1), torch.ones(len(bank)))
-    lines = output.splitlines()
-    assert lines[0] == f"{len(bank)} rows of 16, digest {bank.digest()}" and len(lines) == 21
+    assert built.charset_digest == vocabulary.digest and built.prototypes.shape == (len(vocabulary.rows), 16)
+    assert torch.allclose(built.prototypes.norm(dim=-1), torch.ones(len(built)))
+    report = (bank / "report.md").read_text()
+    assert report.startswith(f"# {len(built)} rows of 16\n\nDigest {built.digest()}\n")
+    assert (bank / "map.png").stat().st_size > 10_000
 
-    spotter = tmp_path / "spotter"
-    run("train_spotter.py", "--bank", built, "--output_dir", spotter, *words)
+
+def test_spotter(spotter, bank):
     log = figures(spotter)
     assert len(log["loss"]) == 2 and len(log["wrr"]) == len(log["wrr_en"]) == 1
-    assert SpotterModel.from_pretrained(spotter / "final").get_bank().digest() == bank.digest()
+    model = SpotterModel.from_pretrained(spotter / "final")
+    assert model.get_bank().digest() == PrototypeBank.from_pretrained(bank).digest()
+    assert PrototypeBank.from_pretrained(spotter / "final").digest() == model.get_bank().digest()
+    assert model.config.stage_channels == [4, 8, 16]
+    card = (spotter / "final" / "README.md").read_text()
+    assert "| steps | 2 of 2, 2 samples each: 4 samples |" in card and "1 process(es) on CPU" in card
+    assert "| data | 100% synthetic words (en 100%) |" in card and "| wrr |" in card
+    assert f"architecture: {SHAPE}"[:40] in card and str(ROOT) not in card and str(spotter) not in card
 
-    refiner = tmp_path / "refiner"
-    run("train_refiner.py", "--spotter", spotter / "final", "--output_dir", refiner, *words)
+
+def test_refiner(refiner, spotter):
     log = figures(refiner)
     assert len(log["loss"]) == 2 and len(log["wrr"]) == 1
-    model = RefinerModel.from_pretrained(refiner / "final")
+    model = AutoModel.from_pretrained(refiner / "final")
+    processor = AutoProcessor.from_pretrained(refiner / "final")
     state = SpotterModel.from_pretrained(spotter / "final").state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.spotter.state_dict().items())
-    pixels = MSTRImageProcessor()([torch.randint(0, 256, (40, 100), dtype=torch.uint8)], return_tensors="pt")
-    (reading,) = model.recognise(**pixels, num_alternatives=1)
-    assert set(reading["text"]) <= set(bank.characters)
+    inputs = processor([torch.randint(0, 256, (40, 100), dtype=torch.uint8)], return_tensors="pt")
+    (reading,) = model.eval().recognise(**inputs, num_alternatives=1)
+    assert set(reading["text"]) <= set(model.get_bank().characters)
+    assert "Spotter and Refiner" in (refiner / "final" / "README.md").read_text()
 
+
+def test_runs_leave_what_they_should(mclip, spotter, refiner):
     for folder in (mclip, spotter, refiner):
         assert {path.name for path in folder.iterdir()} == {
             "checkpoint-00000001",
@@ -104,21 +160,97 @@ def test_from_characters_to_a_refiner(run, tmp_path):
             "best",
             "final",
             "log.jsonl",
+            "tensorboard",
         }
 
 
-def test_the_seed_is_the_weights_too(fonts, tmp_path, monkeypatch, request):
-    # the trainer answers SIGTERM from here on
-    request.addfinalizer(functools.partial(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM)))
-    path = ROOT / "scripts" / "train_mclip.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    monkeypatch.setitem(sys.modules, path.stem, script := importlib.util.module_from_spec(spec))
-    spec.loader.exec_module(script)
-    monkeypatch.setattr(script, "discover_fonts", lambda languages, folders: fonts)
+def test_refiner_on_simulated_readings(run, spotter):
+    file = spotter.with_name("simulator.json")
+    output = run("fit_simulator", "--spotter", spotter / "final", "--output", file, "--words", 8)
+    assert "fitted to 4 words" in output and "| outcomes | " in output and "| scores | " in output
+    bank = SpotterModel.from_pretrained(spotter / "final").get_bank()
+    assert Simulator.from_file(file, bank).observations.words == 4
+    folder = spotter.with_name("simulated")
+    options = ["--architecture", "num_hidden_layers=1", "--simulator", file]
+    run("train_refiner", "--spotter", spotter / "final", "--output_dir", folder, *WORDS, *options)
+    assert len(figures(folder)["loss"]) == 2
+    assert RefinerModel.from_pretrained(folder / "final").config.text_config.num_hidden_layers == 1
+
+
+def test_finetuning_on_ones_own_pictures(run, refiner, labelled, monkeypatch):
+    pushed = []
+    monkeypatch.setattr(publish, "push", lambda *args: pushed.append(args) or "address", raising=False)
+    folder = refiner.with_name("mine")
+    output = run(
+        "finetune",
+        *("--checkpoint", refiner / "final", "--data", labelled, "--output_dir", folder),
+        *(*WORDS, "--push_to_hub", "me/mine"),
+    )
+    assert "-- spotter\n" in output and "-- refiner\n" in output
+    # Arabic digits are not in an English bank.
+    assert "WARNING: 10 words left out (characters outside the bank), such as word-20; ar needs" in output
+    assert "step 0  wrr_en" in output and "wrr: 0.0000 -> 0.0000" in output
+    model = RefinerModel.from_pretrained(folder / "final")
+    best = SpotterModel.from_pretrained(folder / "spotter" / "best").state_dict()
+    assert all(torch.equal(tensor, best[name]) for name, tensor in model.spotter.state_dict().items())
+    trained = SpotterModel.from_pretrained(folder / "spotter" / "final").state_dict()
+    assert not torch.equal(trained["head.blank"], best["head.blank"])  # the best is where it began
+    assert pushed == [(folder / "final", "me/mine")]
+    card = (folder / "final" / "README.md").read_text()
+    assert "# me/mine\n" in card and "then 100% of 18 labelled pictures (en 18)" in card
+
+
+def test_self_check_says_how_many_words_it_knows_by_heart(run, refiner, labelled):
+    options = [*WORDS, "--overfit_images", 4]
+    folder = refiner.with_name("check")
+    output = run("finetune", "--checkpoint", refiner / "final", "--data", labelled, "--output_dir", folder, *options)
+    assert "self-check FAILED: 0% of 4 words by heart; give it more max_steps" in output
+
+
+def test_a_bank_is_extended_by_the_characters_of_labels(run, mclip, bank, spotter, labelled):
+    old, folder = PrototypeBank.from_pretrained(bank), bank.with_name("extended")
+    options = ["--bank", spotter / "final", "--mclip", mclip / "final", "--data", labelled, "--crops", 2]
+    output = run("extend_prototype_bank", *options, "--output", folder)
+    new = PrototypeBank.from_pretrained(folder)
+    assert output == f"10 rows added to {len(old)}: ٠ ١ ٢ ٣ ٤ ٥ ٦ ٧ ٨ ٩\n"
+    assert torch.equal(new.prototypes[: len(old)], old.prototypes)
+    assert torch.allclose(new.prototypes.norm(dim=-1), torch.ones(len(new)), atol=1e-5)
+    assert set(new.subtypes[len(old) :]) == {2} and new.scripts[-1] == "Zyyy" and list(new.languages[-1]) == ["ar"]
+    # The Spotter goes on with it, and now takes the Arabic words as well.
+    more = ["--init_from", spotter / "final", "--bank", folder, "--data", labelled, "--output_dir", folder / "run"]
+    assert "100% of 27 labelled pictures (ar 9, en 18)" in run("train_spotter", *WORDS, *more)
+    with pytest.raises(ValueError, match="name a --bank to start with"):
+        run("train_spotter", "--output_dir", folder / "other")
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_each_config_fits_each_trainer(path):
+    for section, own in (
+        ("mclip", "MCLIPArguments"),
+        ("spotter", "SpotterArguments"),
+        ("refiner", "RefinerArguments"),
+    ):
+        module = load(f"train_{section}")
+        types = [module.TrainingArguments, getattr(module, own)]
+        types += [module.WordArguments] if section != "mclip" else []
+        options = parse_arguments(section, types, argv=["--output_dir", "x", "--config", str(path)])
+        assert options[0].output_dir == "x" and options[0].config == [str(path)]
+
+
+def test_the_seed_is_the_weights_too(run, tmp_path):
     weights = []
     for number, seed in enumerate((1, 1, 2)):
         options = ["--languages", "en", "--eval_samples", "1", "--max_steps", "0", "--seed", str(seed)]
-        monkeypatch.setattr(sys, "argv", ["train_mclip.py", "--output_dir", str(tmp_path / str(number)), *options])
-        script.main()
+        run("train_mclip", "--output_dir", tmp_path / str(number), *options)
         weights.append((tmp_path / str(number) / "final" / "model.safetensors").read_bytes())
     assert weights[0] == weights[1] != weights[2]
+
+
+def test_scripts_run_as_programs(tmp_path):
+    (tmp_path / "a.yaml").write_text("spotter: {lerning_rate: 1}")
+    script = ROOT / "scripts" / "train_spotter.py"
+    command = [sys.executable, script, "--output_dir", "x", "--config", tmp_path / "a.yaml"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "a.yaml: unknown option 'lerning_rate': did you mean learning_rate?" in result.stderr.splitlines()[-1]

@@ -1,20 +1,37 @@
+import contextlib
 import json
 import math
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from torch import distributed, nn
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from mstr_hf.models.configuration_spotter import SpotterConfig
 from mstr_hf.models.modeling_refiner import RefinerModel
 from mstr_hf.models.modeling_spotter import TOKEN_OFFSET, SpotterModel, SpotterOutput
 from mstr_hf.training import trainer as trainer_module
-from mstr_hf.training.trainer import Batch, Trainer, TrainingArguments, learning_rate_factor, parameter_groups
+from mstr_hf.training.arguments import TrainingArguments
+from mstr_hf.training.trainer import (
+    Batch,
+    Sample,
+    Trainer,
+    begin_worker,
+    learning_rate_factor,
+    parameter_groups,
+    to_device,
+)
+
+ROOT = Path(__file__).parents[2]
 
 SPOTTER = {
     "stem_channels": 4,
@@ -26,13 +43,6 @@ SPOTTER = {
     "projection_dim": 8,
     "num_prototypes": 20,
 }
-
-
-@pytest.fixture(autouse=True)
-def _own_signal_handler() -> Iterator[None]:
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 class NoisySpotter(SpotterModel):
@@ -93,8 +103,12 @@ def checkpoints(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("checkpoint-*"))
 
 
-def optimizer_state(folder: Path, checkpoint: str) -> dict:
-    return torch.load(folder / checkpoint / "training_state.pt", weights_only=True)["optimizer"]["state"]
+def optimizer_state(folder: Path, checkpoint: str) -> dict[str, torch.Tensor]:
+    return {
+        name: tensor
+        for path in (folder / checkpoint).glob("optimizer-*.safetensors")
+        for name, tensor in load_file(path).items()
+    }
 
 
 def assert_same_weights(first: nn.Module, second: nn.Module) -> None:
@@ -234,9 +248,8 @@ def test_killed_run_goes_on_bit_for_bit(tmp_path, straight, killed):
     assert_same_weights(model, expected)
     assert losses(tmp_path) == losses(folder)
     resumed, whole = (optimizer_state(path, "checkpoint-00000006") for path in (tmp_path, folder))
-    assert resumed.keys() == whole.keys()
-    for index, moments in whole.items():
-        assert all(torch.equal(resumed[index][name], tensor) for name, tensor in moments.items())
+    assert resumed.keys() == whole.keys() and len(whole) > 3
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
 
 
 def test_best_figure_outlives_a_kill(tmp_path):
@@ -248,44 +261,117 @@ def test_best_figure_outlives_a_kill(tmp_path):
     assert (tmp_path / "best" / "model.safetensors").stat().st_mtime_ns == written and worse.best == 0.9
 
 
-def test_sigterm_saves_and_stops(tmp_path, straight):
-    def terminated(first: int, process: int, processes: int) -> Iterator[Batch]:
-        for number, item in enumerate(batches(first, process, processes), first):
-            if number == 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield item
+def test_log_line_of_a_resumed_run_is_the_mean_of_all_its_steps(tmp_path, straight):
+    with pytest.raises(Killed):
+        Trainer(arguments(tmp_path, log_steps=4), make_spotter(), killed_at(3)).train()
+    Trainer(arguments(tmp_path, log_steps=4, resume=True), make_spotter(), batches).train()
+    each = losses(straight[0])
+    assert losses(tmp_path)[4] == pytest.approx(sum(each[s] for s in (1, 2, 3, 4)) / 4, abs=2e-4)
 
-    Trainer(arguments(tmp_path), make_spotter(), terminated).train()
+
+def terminated(first: int, process: int, processes: int) -> Iterator[Batch]:
+    for number, item in enumerate(batches(first, process, processes), first):
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        yield item
+
+
+def test_sigterm_saves_and_stops(tmp_path, straight):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stop:
+        Trainer(arguments(tmp_path), make_spotter(), terminated).train()
+    assert stop.value.code == 143 and signal.getsignal(signal.SIGTERM) is before
     assert checkpoints(tmp_path) == ["checkpoint-00000002"] and not (tmp_path / "final").exists()
     model = Trainer(arguments(tmp_path, resume=True), make_spotter(), batches).train()
     assert_same_weights(model, straight[1])
 
 
-def test_half_written_checkpoint_is_ignored(tmp_path, straight, monkeypatch):
-    save = torch.save
+def test_time_limit_saves_and_leaves_in_peace(tmp_path, straight):
+    with pytest.raises(SystemExit) as stop:
+        Trainer(arguments(tmp_path, time_limit=1e-6), make_spotter(), batches).train()
+    assert stop.value.code == 0 and checkpoints(tmp_path) == ["checkpoint-00000001"]
+    model = Trainer(arguments(tmp_path, resume=True, time_limit=1e6), make_spotter(), batches).train()
+    assert_same_weights(model, straight[1])
 
-    def killed_while_saving(state, path) -> None:
-        if state["step"] == 6:
-            Path(path).write_bytes(b"half")
+
+@pytest.mark.parametrize("file", ["optimizer", "rng", "model"])
+def test_half_written_checkpoint_is_ignored(tmp_path, straight, monkeypatch, file):
+    """Killed while it writes one of the checkpoint's files."""
+    owner, name = {
+        "optimizer": (trainer_module, "save_file"),
+        "rng": (torch, "save"),
+        "model": (SpotterModel, "save_pretrained"),
+    }[file]
+    save = getattr(owner, name)
+    count = 0
+
+    def killed_while_saving(*args, **kwargs) -> None:
+        nonlocal count
+        count += 1
+        if count == 2:
+            (tmp_path / "partial" / "half").write_bytes(b"half")
             raise Killed
-        save(state, path)
+        save(*args, **kwargs)
 
-    monkeypatch.setattr(trainer_module.torch, "save", killed_while_saving)
+    monkeypatch.setattr(owner, name, killed_while_saving)
     with pytest.raises(Killed):
         Trainer(arguments(tmp_path), make_spotter(), batches).train()
-    assert (tmp_path / "partial" / "training_state.pt").exists()
+    assert (tmp_path / "partial" / "half").exists()
     assert checkpoints(tmp_path) == ["checkpoint-00000003"]
     monkeypatch.undo()
     model = Trainer(arguments(tmp_path, resume=True), make_spotter(), batches).train()
     assert_same_weights(model, straight[1])
     assert checkpoints(tmp_path) == ["checkpoint-00000003", "checkpoint-00000006"]
-    assert not (tmp_path / "partial").exists()
+    assert not (tmp_path / "partial").exists() and not (tmp_path / "checkpoint-00000006" / "half").exists()
 
 
-def test_resuming_without_a_checkpoint_is_an_error(tmp_path):
+def test_another_runs_folder_is_refused_unless_it_goes_on(tmp_path):
+    Trainer(arguments(tmp_path), make_spotter(), batches).train()
+    with pytest.raises(FileExistsError, match=r"holds checkpoint-00000006: add --resume to go on, or name another"):
+        Trainer(arguments(tmp_path), make_spotter(), batches)
+
+
+def test_resuming_without_a_checkpoint_begins(tmp_path, straight, capsys):
     (tmp_path / "partial").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*: leave --resume out"):
-        Trainer(arguments(tmp_path, resume=True), make_spotter(), batches)
+    model = Trainer(arguments(tmp_path, resume=True), make_spotter(), batches).train()
+    assert_same_weights(model, straight[1])
+    assert f"no checkpoint in {tmp_path}: this run starts at the beginning" in capsys.readouterr().out
+
+
+def test_resuming_says_which_options_have_changed(tmp_path, capsys):
+    with pytest.raises(Killed):
+        Trainer(arguments(tmp_path), make_spotter(), killed_at(4)).train()
+    Trainer(arguments(tmp_path, resume=True, learning_rate=0.5, num_workers=3), make_spotter(), batches).train()
+    assert "not the run that the checkpoint is from: learning_rate 0.01 -> 0.5\n" in capsys.readouterr().out
+
+
+def test_optimiser_is_saved_in_files_that_are_not_too_large(tmp_path, straight, monkeypatch):
+    monkeypatch.setattr(trainer_module, "MAX_FILE_SIZE", 3000)
+    with pytest.raises(Killed):
+        Trainer(arguments(tmp_path), make_spotter(), killed_at(4)).train()
+    files = list((tmp_path / "checkpoint-00000003").glob("*.safetensors"))
+    assert len(files) > 4 and all(path.stat().st_size < 9000 for path in files)
+    model = Trainer(arguments(tmp_path, resume=True), make_spotter(), batches).train()
+    assert_same_weights(model, straight[1])
+
+
+def test_best_model_survives_a_kill_in_the_moment_of_its_replacement(tmp_path):
+    Trainer(arguments(tmp_path, eval_steps=6), make_spotter(), batches, lambda model: {"wrr": 0.5}).train()
+    (tmp_path / "best").rename(tmp_path / "best.old")
+    Trainer(arguments(tmp_path, resume=True), make_spotter(), batches)
+    assert (tmp_path / "best" / "model.safetensors").exists()
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(tmp_path):
+    def poisoned(first: int, process: int, processes: int) -> Iterator[Batch]:
+        for number, item in enumerate(batches(first, process, processes), first):
+            if number == 4:
+                item["pixel_values"] = item["pixel_values"] * math.nan
+            yield item
+
+    with pytest.raises(FloatingPointError, match="no number any more at step 5: go on from the newest checkpoint"):
+        Trainer(arguments(tmp_path), make_spotter(), poisoned).train()
+    assert checkpoints(tmp_path) == ["checkpoint-00000003"] and not (tmp_path / "final").exists()
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path, straight):
@@ -300,32 +386,136 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
     assert checkpoints(tmp_path) == ["checkpoint-00000005", "checkpoint-00000006"]
 
 
+# -------------------- fine-tuning
+
+
+def scores(*values: float):
+    figures = iter(values)
+    return lambda model: {"wrr": next(figures)}
+
+
+@pytest.mark.parametrize(("end", "warned"), [(0.4, True), (0.6, False)])
+def test_fine_tuning_says_when_it_ends_worse_than_it_began(tmp_path, capsys, end, warned):
+    model = make_spotter()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    args = arguments(tmp_path, max_steps=2, eval_steps=9)
+    Trainer(args, model, batches, scores(0.5, end), evaluate_first=True).train()
+    output = capsys.readouterr().out
+    assert ("WARNING: wrr ended at 0.4000, worse than the 0.5000 it started with" in output) == warned
+    best = SpotterModel.from_pretrained(tmp_path / "best").state_dict()
+    kept = all(torch.equal(tensor, best[name]) for name, tensor in before.items())
+    assert kept == warned
+
+
+# -------------------- what is said
+
+
+def test_samples_and_figures_reach_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    image = np.arange(32 * 40, dtype=np.uint8).reshape(32, 40)
+    samples = [Sample(image, "right", "right"), Sample(image[:, :20], "यह", "वह")]
+    args = arguments(tmp_path, eval_steps=3)
+    Trainer(args, make_spotter(), batches, lambda model: {"wrr": 0.5}, samples=lambda model: samples).train()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+    assert [event.value for event in events.Scalars("validation/wrr")] == [0.5, 0.5]
+    assert {"train/images_per_s", "train/data_wait", "train/learning_rate"} <= set(events.Tags()["scalars"])
+    assert (events.Images("samples")[0].width, events.Images("samples")[0].height) == (40, 2 * 34)
+    (text, _) = events.Tensors("samples/text_summary")
+    table = text.tensor_proto.string_val[0].decode()
+    assert "| 1 | right | right |" in table and "| 2 | यह | **वह** |" in table
+
+
+def test_pictures_travel_as_bytes():
+    pixels = torch.tensor([[[[0, 255, 51, 7]]]], dtype=torch.uint8)
+    mask = torch.tensor([[True, True, True, False]])
+    moved = to_device({"pixel_values": pixels, "pixel_mask": mask, "prefix": {"ids": torch.ones(2)}}, "cpu")
+    assert torch.allclose(moved["pixel_values"], torch.tensor([[[[-1, 1, -0.6, 0]]]]), atol=1e-6)
+    assert moved["prefix"]["ids"].tolist() == [1, 1]
+
+
+# -------------------- accumulation
+
+
+def test_accumulated_batches_equal_one_large_batch(tmp_path):
+    """Without batch statistics, which each pass has of its own."""
+
+    def halves(first: int, process: int, processes: int) -> Iterator[Batch]:
+        for number in range(first, 99):
+            yield {name: tensor[2 * (number % 2) :][:2] for name, tensor in batch(number // 2).items()}
+
+    class Frozen(SpotterModel):
+        def train(self, mode: bool = True) -> SpotterModel:
+            return super().train(False)
+
+    def trained(folder: str, source, **settings) -> SpotterModel:
+        torch.manual_seed(3)
+        args = arguments(tmp_path / folder, max_steps=2, **settings)
+        return Trainer(args, Frozen(SpotterConfig(**SPOTTER)), source).train()
+
+    whole = trained("whole", batches).state_dict()
+    parts = trained("parts", halves, gradient_accumulation_steps=2).state_dict()
+    for name, tensor in whole.items():
+        if tensor.is_floating_point() and not name.endswith("k_proj.bias"):
+            assert torch.allclose(parts[name], tensor, atol=1e-3), name
+    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-3)
+
+
+@pytest.fixture
+def fresh_accelerate():
+    """The precision of a process is settled once."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_bfloat16_keeps_the_weights_in_float32(tmp_path, fresh_accelerate):
+    model = Trainer(arguments(tmp_path, bf16=True), make_spotter(), batches).train()
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert log(tmp_path)[0]["precision"] == "bf16" and losses(tmp_path)[6] < losses(tmp_path)[1]
+
+
 # -------------------- several processes
 
 
-def train_refiner(folder: Path) -> None:
+def train_refiner(folder: Path, mode: str) -> None:
     """What each of the two processes does."""
     read = []
+    rank = int(os.environ["RANK"])
 
     def noted(first: int, process: int, processes: int) -> Iterator[Batch]:
-        for number, item in enumerate(batches(first, process, processes)):
-            read.append((processes, first + number * processes + process))
+        for number, item in enumerate(batches(first, process, processes), first):
+            if mode == "killed" and number == 2 and process == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if mode == "terminated" and number == 2 and process == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            read.append((processes, number * processes + process))
             yield item
 
     model = RefinerModel.from_spotter(make_spotter())
-    trained = Trainer(arguments(folder, max_steps=3, save_steps=2), model, noted).train()
+    args = arguments(folder, max_steps=40 if mode == "terminated" else 3, save_steps=2, resume=mode == "resumed")
+    trained = Trainer(args, model, noted).train()
     weights = {name: tensor for name, tensor in trained.state_dict().items() if tensor.is_floating_point()}
-    torch.save({"read": read, "weights": weights}, folder / f"{distributed.get_rank()}.pt")
+    torch.save({"read": read, "weights": weights, "random": torch.rand(1)}, folder / f"{rank}.pt")
 
 
-def test_two_processes_train_one_refiner(tmp_path, run_in_two_processes):
-    run_in_two_processes(__file__, tmp_path)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, run_in_two_processes) -> Path:
+    """Folder of three steps that two processes have trained without an interruption."""
+    folder = tmp_path_factory.mktemp("two")
+    run_in_two_processes(__file__, folder, "straight")
+    return folder
+
+
+def test_two_processes_train_one_refiner(tmp_path, two):
+    first, second = (torch.load(two / f"{rank}.pt") for rank in (0, 1))
     assert first["read"] == [(2, 0), (2, 2), (2, 4)] and second["read"] == [(2, 1), (2, 3), (2, 5)]
     assert all(torch.equal(tensor, second["weights"][name]) for name, tensor in first["weights"].items())
-    assert checkpoints(tmp_path) == ["checkpoint-00000002", "checkpoint-00000003"]
-    assert log(tmp_path)[0]["processes"] == 2 and list(losses(tmp_path)) == [1, 2, 3]
-    final = RefinerModel.from_pretrained(tmp_path / "final").state_dict()
+    assert first["random"] != second["random"]
+    assert checkpoints(two) == ["checkpoint-00000002", "checkpoint-00000003"]
+    assert log(two)[0]["processes"] == 2 and list(losses(two)) == [1, 2, 3]
+    final = RefinerModel.from_pretrained(two / "final").state_dict()
     assert all(torch.equal(tensor, final[name]) for name, tensor in first["weights"].items())
 
     def both(first: int, process: int, processes: int) -> Iterator[Batch]:
@@ -333,8 +523,9 @@ def test_two_processes_train_one_refiner(tmp_path, run_in_two_processes):
             pair = [batch(2 * number), batch(2 * number + 1)]
             yield {name: torch.cat([item[name] for item in pair]) for name in pair[0]}
 
-    one = arguments(tmp_path / "one", max_steps=3)
+    one = arguments(tmp_path, max_steps=3)
     alone = Trainer(one, RefinerModel.from_spotter(make_spotter()), both).train()
+    assert losses(tmp_path) == pytest.approx(losses(two), rel=1e-3)  # the mean over processes
     start = RefinerModel.from_spotter(make_spotter()).state_dict()
     for name, tensor in alone.state_dict().items():
         # attention does not depend on the bias of keys: its gradient is rounding noise
@@ -344,5 +535,75 @@ def test_two_processes_train_one_refiner(tmp_path, run_in_two_processes):
             assert (moved > 0) == (not name.startswith("encoder.spotter.")), name
 
 
+def test_two_processes_go_on_after_one_was_killed(tmp_path, two, run_in_two_processes):
+    run_in_two_processes(__file__, tmp_path, "killed", fails=True)
+    assert checkpoints(tmp_path) == ["checkpoint-00000002"] and not (tmp_path / "final").exists()
+    run_in_two_processes(__file__, tmp_path, "resumed")
+    for rank in (0, 1):
+        resumed, whole = (torch.load(folder / f"{rank}.pt") for folder in (tmp_path, two))
+        assert resumed["read"] == whole["read"][2:] and resumed["random"] == whole["random"]
+        for name, tensor in whole["weights"].items():
+            assert torch.allclose(resumed["weights"][name], tensor, atol=1e-6), name
+    assert losses(tmp_path) == pytest.approx(losses(two), rel=1e-5)
+
+
+def test_all_processes_stop_when_one_is_told_to(tmp_path, run_in_two_processes):
+    run_in_two_processes(__file__, tmp_path, "terminated", fails=True)
+    # They agree on it every eight steps.
+    assert checkpoints(tmp_path) == ["checkpoint-00000006", "checkpoint-00000008"]
+    assert log(tmp_path)[-1]["event"] == "stop" and not (tmp_path / "final").exists()
+
+
+def test_a_launch_that_started_too_few_processes_is_refused(tmp_path):
+    (tmp_path / "run.py").write_text(
+        "from pathlib import Path\n"
+        "from test_trainer import *\n"
+        f"Trainer(arguments(Path({str(tmp_path / 'run')!r})), make_spotter(), batches).train()\n"
+    )
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2"]
+    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{ROOT}", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([*launch, tmp_path / "run.py"], env=environment, capture_output=True, text=True)
+    assert result.returncode
+    assert "1 process started, but the launcher was asked for 2: add --multi_gpu" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+class FromWorkers(IterableDataset):
+    def __iter__(self) -> Iterator[Batch]:
+        begin_worker()
+        yield from batches(0, 0, 1)
+
+
+def train_with_workers(folder: Path) -> None:
+    def loaded(first: int, process: int, processes: int) -> Iterator[Batch]:
+        yield from DataLoader(FromWorkers(), batch_size=None, num_workers=1)
+
+    Trainer(arguments(folder, max_steps=100_000, log_steps=1), make_spotter(), loaded).train()
+
+
+def test_sigterm_to_all_processes_of_a_job_saves_too(tmp_path):
+    """As schedulers and `timeout` send it: to the workers that prepare batches as well."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "yes", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, tmp_path, "workers"]
+    job = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.PIPE, text=True)
+    assert job.stdout is not None
+    try:
+        for line in job.stdout:
+            if line.startswith("step 2 "):
+                break
+        os.killpg(job.pid, signal.SIGTERM)
+        rest = job.stdout.read()
+        assert job.wait(60) == 143, rest
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
+    assert "told to stop: saved at step " in rest
+    (step,) = {entry["step"] for entry in log(tmp_path) if entry.get("event") == "stop"}
+    assert checkpoints(tmp_path)[-1] == f"checkpoint-{step:08d}"
+
+
 if __name__ == "__main__":
-    train_refiner(Path(sys.argv[1]))
+    if sys.argv[2] == "workers":
+        train_with_workers(Path(sys.argv[1]))
+    else:
+        train_refiner(Path(sys.argv[1]), sys.argv[2])

@@ -13,9 +13,9 @@ from mstr_hf.models.image_processing_mstr import MSTRImageProcessor
 from mstr_hf.models.prototype_bank import PrototypeBank
 from mstr_hf.models.text import visual_order
 from mstr_hf.synthesis.synthetic_words import SyntheticWord
+from mstr_hf.training.trainer import to_device
 from mstr_hf.training.words import (
     CHUNK,
-    MAX_WIDTH,
     WordArguments,
     WordBatches,
     collate,
@@ -23,8 +23,10 @@ from mstr_hf.training.words import (
     model_pixels,
     readable,
     reading_accuracy,
+    reading_samples,
+    spotter_readings,
     word_batches,
-    word_synthesisers,
+    word_data,
 )
 from mstr_hf.vocabulary import Vocabulary, build_vocabulary
 
@@ -95,7 +97,15 @@ def test_batches_hold_words_of_like_width(batches):
     widths = sorted([sorted(batch["pixel_mask"].sum(1).tolist()) for batch in chunk])
     assert all(narrow[-1] <= wide[0] for narrow, wide in pairwise(widths))
     assert [batch["pixel_mask"].shape[1] for batch in chunk] != sorted(batch["pixel_mask"].shape[1] for batch in chunk)
-    assert max(map(max, widths)) <= MAX_WIDTH and all(width % 4 == 0 for row in widths for width in row)
+    assert max(map(max, widths)) <= 192 and all(width % 4 == 0 for row in widths for width in row)
+
+
+def test_words_that_are_too_wide_give_way_to_others(synthesiser, vocabulary):
+    narrow = WordBatches(synthesiser, vocabulary, SIZE, 0, 0, 1, max_width=64).chunk(0)
+    assert len(narrow) == CHUNK and all(len(batch["labels"]) == SIZE for batch in narrow)
+    assert max(batch["pixel_mask"].shape[1] for batch in narrow) <= 64
+    with pytest.raises(ValueError, match="none of 100 words is at most 4 pixels wide: raise max_width"):
+        WordBatches(synthesiser, vocabulary, SIZE, 0, 0, 1, max_width=4).chunk(0)
 
 
 # -------------------- batches
@@ -117,9 +127,11 @@ def test_collate(vocabulary):
         "frame_labels": (3, 48),
     }
     assert batch["pixel_mask"].sum(1).tolist() == [40, 96, 64]
+    assert batch["pixel_values"].dtype == torch.uint8
+    pixels = to_device(batch, "cpu")["pixel_values"]
     for b, word in enumerate(words):
         width = word.image.shape[1]
-        image = batch["pixel_values"][b, 0]
+        image = pixels[b, 0]
         assert torch.allclose(image[:, :width], torch.from_numpy(word.image).float() / 127.5 - 1, atol=1e-6)
         assert batch["pixel_mask"][b, :width].all() and not image[:, width:].any()
         ids = [i for i in batch["labels"][b].tolist() if i != IGNORED]
@@ -211,12 +223,46 @@ def bank_of(vocabulary: Vocabulary, characters: slice = slice(None)) -> Prototyp
     )
 
 
-def test_languages_without_a_weight_and_other_charsets_are_refused():
+def test_options_that_do_not_fit_the_bank_are_refused():
     vocabulary = build_vocabulary(load_charsets(["en", "hi"]))
-    with pytest.raises(ValueError, match="no weight for hi: name every language of the bank in language_weights"):
-        word_synthesisers(WordArguments(language_weights="en=1"), bank_of(vocabulary))
-    with pytest.raises(ValueError, match="charsets differ from those of the bank: build the bank again"):
-        word_synthesisers(WordArguments(), bank_of(vocabulary, slice(1, None)))
+    bank = bank_of(vocabulary)
+    for options, message in (
+        ({"language_weights": "en=1,xx=2"}, "language_weights: unknown 'xx': use en, hi"),
+        ({"language_weights": "en:1"}, "language_weights: 'en:1' is not like a=1,b=2"),
+        ({"language_weights": "en"}, "language_weights: 'en' is not like a=1,b=2"),
+        ({"synthetic_share": 0.5}, "synthetic_share 0.5: give 0 to 1, and 1 .or nothing. without data"),
+        ({"language_temperature": 0.0}, "language_temperature 0.0: give a number above 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            word_data(WordArguments(**options), bank)
+    with pytest.raises(ValueError, match="the charset of en has characters that the bank lacks, such as 'A'"):
+        word_data(WordArguments(), bank_of(vocabulary, slice(1, None)))
+
+
+def test_labelled_pictures_are_mixed_with_synthetic_words(labelled, vocabulary, synthesiser, monkeypatch):
+    drawn = []
+
+    def synthesisers(args, bank, vocabulary):
+        drawn.append(args.fonts)
+        return synthesiser, synthesiser
+
+    monkeypatch.setattr("mstr_hf.training.words.synthesisers", synthesisers)
+    data = word_data(WordArguments(data=[str(labelled)], synthetic_share=0.25, fonts=["f"]), bank_of(vocabulary))
+    assert drawn == [["f"]] and data.summary.startswith("75% of 27 labelled pictures (ar 9, en 18); 25% synthetic")
+    words = [data.train.word(0, index) for index in range(60)]
+    real = [word for word in words if hasattr(word, "family") is False]
+    assert 30 <= len(real) <= 57
+    assert len(data.heldout) == 3 and not {word.text for word in real} & {word.text for word in data.heldout}
+
+
+def test_pictures_alone_need_no_fonts_and_two_are_enough_to_learn_by_heart(labelled, vocabulary):
+    data = word_data(WordArguments(data=[str(labelled)]), bank_of(vocabulary))
+    assert data.summary == "100% of 27 labelled pictures (ar 9, en 18)" and data.warning == ""
+    data = word_data(WordArguments(data=[str(labelled)], overfit_images=2), bank_of(vocabulary))
+    trained = {data.train.word(0, index).text for index in range(50)}
+    assert trained == {word.text for word in data.heldout} and len(trained) == 2
+    with pytest.raises(ValueError, match=r"no label can be used: .*characters outside the bank.*ar needs"):
+        word_data(WordArguments(data=[str(labelled)]), bank_of(build_vocabulary(load_charsets(["hi"])), slice(0, 5)))
 
 
 def test_accuracy_is_by_language_and_their_mean(vocabulary):
@@ -224,10 +270,21 @@ def test_accuracy_is_by_language_and_their_mean(vocabulary):
     words = [make_word(text, 40 + 8 * place, lang) for place, (text, lang) in enumerate(texts)]
     readings = iter(["one", "tWo", "three", "fou", "سلام", "خبز"])  # words are read from the narrowest on
 
-    def read(pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> SimpleNamespace:
-        assert pixel_mask.sum(1).tolist() == [40, 48, 56, 64, 72, 80]
-        ids = [torch.tensor(vocabulary.encode(next(readings))) for _ in pixel_values]
-        return SimpleNamespace(top_k_ids=torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)[..., None])
+    class Reader:
+        device = "cpu"
 
-    figures = reading_accuracy(read, words[::-1], vocabulary)
+        def __call__(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> SimpleNamespace:
+            assert pixel_values.dtype == torch.float32
+            assert pixel_mask.sum(1).tolist() == [40, 48, 56, 64, 72, 80]
+            ids = [torch.tensor(vocabulary.encode(next(readings))) for _ in pixel_values]
+            return SimpleNamespace(top_k_ids=torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)[..., None])
+
+    figures = reading_accuracy(Reader(), words[::-1], vocabulary)
     assert figures == {"wrr_ar": 1.0, "wrr_en": 0.5, "wrr": 0.75}
+    readings = iter(["one", "tWo", "three", "fou", "سلام", "خبز"])
+    samples = reading_samples(spotter_readings, Reader(), words, vocabulary)
+    assert [(sample.truth, sample.reading) for sample in samples][1:4] == [
+        ("two", "tWo"),
+        ("three", "three"),
+        ("four", "fou"),
+    ]

@@ -191,10 +191,14 @@ class RefinerEncoder(nn.Module):
         pixel_values: torch.Tensor,
         pixel_mask: torch.Tensor | None = None,
         row_mask: torch.Tensor | None = None,
+        prefix: dict[str, torch.Tensor] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> RefinerEncoderOutput:
-        """Images `[B, 1, H, W]` and mask `[B, W]` to memory."""
-        return self.remember(self.spot(pixel_values, pixel_mask, row_mask, **kwargs))
+        """Images `[B, 1, H, W]` and mask `[B, W]` to memory; a prefix takes the place of what the Spotter reads."""
+        spotted = self.spot(pixel_values, pixel_mask, row_mask, **kwargs)
+        for name, tensor in (prefix or {}).items():
+            spotted[name] = tensor
+        return self.remember(spotted)
 
 
 class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
@@ -237,9 +241,14 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
             init.constant_(module.log_scale, math.log(module.config.logit_scale_init))
 
     @classmethod
-    def from_spotter(cls, spotter: SpotterModel) -> RefinerModel:
-        """A Refiner with untrained weights around a trained Spotter, on the Spotter's bank."""
-        model = cls(RefinerConfig(spotter_config=spotter.config.to_dict()))
+    def from_spotter(cls, spotter: SpotterModel, text_config: dict[str, Any] | None = None) -> RefinerModel:
+        """A Refiner with untrained weights around a trained Spotter, on the Spotter's bank.
+
+        Args:
+            spotter: The Spotter; its weights are copied.
+            text_config: What differs from the decoder's default shape.
+        """
+        model = cls(RefinerConfig(spotter_config=spotter.config.to_dict(), text_config=text_config))
         model.spotter.load_state_dict(spotter.state_dict())
         return model.train()  # before an optimiser or DistributedDataParallel collects what is trained
 
@@ -278,6 +287,7 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
         past_key_values: Cache | None = None,
         row_mask: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        prefix: dict[str, torch.Tensor] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> RefinerOutput:
         """Decodes with teacher forcing, or one step of generation; images alone are read, as :meth:`recognise` does.
@@ -291,6 +301,8 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
             past_key_values: Cache.
             row_mask: Bank rows that may be read, bool `[N]` or `[B, N]` (language mask).
             use_cache: Whether to return a cache.
+            prefix: Hypotheses to refine instead of the Spotter's: `top_k_ids`, `top_k_scores` and `character_mask`
+                as in `SpotterOutput` (training on simulated errors).
             **kwargs: `output_hidden_states`, `output_attentions` and `return_dict`, as everywhere in transformers.
 
         Returns:
@@ -299,7 +311,7 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
         if decoder_input_ids is None and labels is None:
             return self._read(pixel_values, pixel_mask, row_mask)
         if encoder_outputs is None:
-            encoder_outputs = self.encoder(pixel_values, pixel_mask, row_mask, **kwargs)
+            encoder_outputs = self.encoder(pixel_values, pixel_mask, row_mask, prefix, **kwargs)
         memory, memory_mask = encoder_outputs.last_hidden_state, encoder_outputs.memory_mask
         if decoder_input_ids is None:
             decoder_input_ids = F.pad(labels.masked_fill(labels == IGNORED, PAD), (1, 0), value=BOS)

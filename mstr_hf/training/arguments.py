@@ -1,0 +1,148 @@
+"""Options of the training scripts: dataclasses, filled from YAML files and the command line."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from argparse import ArgumentParser
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+SECTIONS = ("mclip", "spotter", "refiner", "finetune")
+"""Parts of a config file that only the trainer of that name reads."""
+
+
+@dataclass
+class TrainingArguments:
+    """How to train; every field is an option of the scripts and a key of their config files."""
+
+    output_dir: str = field(metadata={"help": "Folder for checkpoints, the log and the final model."})
+    config: list[str] = field(
+        default_factory=list, metadata={"help": "YAML files of options; later ones win, the command line over all."}
+    )
+    max_steps: int = field(default=10_000, metadata={"help": "Optimiser steps."})
+    batch_size: int = field(default=64, metadata={"help": "Samples a process and backward pass."})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Backward passes a step."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
+    warmup_steps: int = field(default=300, metadata={"help": "Steps of linear warm-up; cosine decay to 0 follows."})
+    weight_decay: float = field(
+        default=0.02, metadata={"help": "AdamW decay on matrices; vectors have none. 0 makes it Adam."}
+    )
+    max_grad_norm: float = field(default=5.0, metadata={"help": "Gradients are clipped to this norm."})
+    bf16: bool = field(default=False, metadata={"help": "Train in bfloat16 autocast; weights stay in float32."})
+    seed: int = field(default=0, metadata={"help": "Seed of weights, words and order."})
+    num_workers: int = field(
+        default=1, metadata={"help": "Processes that prepare batches, for each training process; one a CPU core."}
+    )
+    num_threads: int = field(default=1, metadata={"help": "CPU threads of each training process."})
+    log_steps: int = field(default=50, metadata={"help": "Steps between log lines."})
+    eval_steps: int = field(default=1000, metadata={"help": "Steps between evaluations."})
+    save_steps: int = field(default=500, metadata={"help": "Steps between checkpoints."})
+    save_total_limit: int = field(default=2, metadata={"help": "Checkpoints that are kept, beside the best model."})
+    resume: bool = field(
+        default=False, metadata={"help": "Go on from the newest checkpoint in output_dir, if there is one."}
+    )
+    time_limit: float | None = field(
+        default=None, metadata={"help": "Minutes after which the run saves a checkpoint and exits with 0."}
+    )
+    push_to_hub: str | None = field(
+        default=None, metadata={"help": "Hub repository, such as me/my-model, that the final model is uploaded to."}
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "gradient_accumulation_steps", "log_steps", "eval_steps", "save_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give 1 or more")
+        if self.save_total_limit < 1:
+            raise ValueError("save_total_limit is below 1: a run that keeps no checkpoint cannot be resumed")
+
+
+def parse_arguments(
+    section: str, types: Sequence[type], description: str | None = None, argv: Sequence[str] | None = None
+) -> tuple[Any, ...]:
+    """Reads options from the files named by `--config` and from the command line, which wins.
+
+    A config file holds options at its top level, for all trainers, and under `mclip:`, `spotter:`, `refiner:` and
+    `finetune:`, for one of them; it names only what differs from the defaults.
+
+    Args:
+        section: The part of the config files that is this trainer's; empty if it has none.
+        types: Dataclasses of options, `TrainingArguments` or a subclass among them.
+        description: What `--help` says first.
+        argv: The command line; that of the process by default.
+
+    Returns:
+        One filled object for each type. A wrong option exits with code 2 and one line that names it.
+    """
+    # The type that the parser is annotated with is one that no class has.
+    parser = HfArgumentParser(types, description=description, allow_abbrev=False)  # type: ignore[arg-type]
+    argv = list(sys.argv[1:] if argv is None else argv)
+    configs = ArgumentParser(add_help=False, allow_abbrev=False)
+    configs.add_argument("--config", nargs="+", default=[])
+    known = {item.name for kind in types for item in fields(kind)}
+    try:
+        options = [
+            option
+            for path in configs.parse_known_args(argv)[0].config
+            for option in _config_options(Path(path), section, known)
+        ]
+        return parser.parse_args_into_dataclasses(args=[*options, *argv], look_for_args_file=False)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _config_options(path: Path, section: str, known: set[str]) -> list[str]:
+    """What the file says, as a command line; only options that are known pass."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ValueError(f"--config {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: write options as 'name: value', one a line")
+    values = {name: value for name, value in content.items() if name not in SECTIONS}
+    values |= content.get(section) or {}
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 1)
+            hint = f": did you mean {near[0]}?" if near else f": it is no option of the trainer of {section or 'this'}"
+            raise ValueError(f"{path}: unknown option '{name}'{hint}")
+    options: list[str] = []
+    for name, value in values.items():
+        if isinstance(value, list):
+            options += [f"--{name}", *map(str, value)] if value else []
+        elif isinstance(value, dict):
+            options.append(f"--{name}={','.join(f'{key}={json.dumps(entry)}' for key, entry in value.items())}")
+        elif value is not None:
+            options.append(f"--{name}={str(value).lower() if isinstance(value, bool) else value}")
+    return options
+
+
+def mapping(option: str, name: str, known: Collection[str]) -> dict[str, Any]:
+    """Reads an option such as `en=4,hi=3` or `num_hidden_layers=4,stage_channels=[48,96,192]`.
+
+    Args:
+        option: The text; empty for nothing.
+        name: What errors call it.
+        known: Keys that may come.
+
+    Raises:
+        ValueError: If it has another form, or an unknown key.
+    """
+    try:
+        values = yaml.safe_load("{" + option.replace("=", ": ") + "}")
+    except yaml.YAMLError:
+        values = {"": None}
+    if not all(isinstance(key, str) and value is not None for key, value in values.items()):
+        raise ValueError(f"{name}: '{option}' is not like a=1,b=2")
+    for key in values:
+        if key not in known:
+            raise ValueError(f"{name}: unknown '{key}': use {', '.join(known)}")
+    return values

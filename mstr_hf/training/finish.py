@@ -1,0 +1,104 @@
+"""What lies beside the weights of a finished run: processor and bank, or tokenizer, and a card of what was done."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCardData
+
+from mstr_hf.hub.publish import assemble
+from mstr_hf.models.image_processing_mstr import MAX_RATIO, MSTRImageProcessor
+from mstr_hf.models.modeling_refiner import RefinerModel
+from mstr_hf.models.modeling_spotter import SpotterModel
+from mstr_hf.models.processing_mstr import MSTRProcessor
+from mstr_hf.vocabulary import Vocabulary
+
+from .trainer import Trainer
+
+PURPOSE = {
+    "mclip": "mCLIP: character pictures and prompts in one space. Its text side makes a prototype bank.",
+    "mstr_spotter": "Spotter: a word picture to characters of a prototype bank.",
+    "mstr_refiner": "Spotter and Refiner: reads a cropped photograph of a word.",
+}
+# Options that say nothing about the model.
+UNSAID = ("output_dir", "config", "resume", "time_limit", "push_to_hub", "num_threads")
+
+
+def finish(trainer: Trainer, vocabulary: Vocabulary, data: str, options: Sequence[Any]) -> None:
+    """Completes the folder `final` of a run and uploads it if that was asked for; only in the main process.
+
+    Args:
+        trainer: The trainer, at its end.
+        vocabulary: Characters of the model.
+        data: What was trained on, in a line.
+        options: The dataclasses of options.
+    """
+    if not trainer.accelerator.is_main_process:
+        return
+    folder, model = trainer.output_dir / "final", trainer.bare
+    if isinstance(model, RefinerModel):
+        assemble(model, folder)
+    elif isinstance(model, SpotterModel):
+        model.get_bank().save_pretrained(folder)
+        height = model.config.image_height
+        image_processor = MSTRImageProcessor(size={"height": height, "width": MAX_RATIO * height})
+        MSTRProcessor(image_processor, vocabulary.tokenizer()).save_pretrained(folder)
+    else:
+        vocabulary.tokenizer().save_pretrained(folder)
+    (folder / "README.md").write_text(training_card(trainer, vocabulary, data, options), encoding="utf-8")
+    if repo_id := trainer.args.push_to_hub:
+        push = import_module("mstr_hf.hub.publish").push
+        trainer.log.say(f"uploaded to {push(folder, repo_id)}")
+
+
+def training_card(trainer: Trainer, vocabulary: Vocabulary, data: str, options: Sequence[Any]) -> str:
+    """A model card with what was really trained: data, steps, hardware, figures and options."""
+    args, model = trainer.args, trainer.bare
+    kind = model.config.model_type
+    header = ModelCardData(
+        language=list(vocabulary.languages),
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="feature-extraction" if kind == "mclip" else "image-to-text",
+        tags=["ocr", "scene-text-recognition", "multilingual", "mstr"],
+    )
+    batch = args.batch_size * args.gradient_accumulation_steps * trainer.processes
+    device = trainer.device_name if trainer.device.type != "cpu" else f"CPU ({platform.machine()})"
+    facts = {
+        "parameters": f"{model.num_parameters() / 1e6:.2f} million, "
+        f"{sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6:.2f} trained",
+        "data": data,
+        "steps": f"{trainer.step} of {args.max_steps}, {batch} samples each: {trainer.step * batch:,} samples",
+        "hardware": f"{trainer.processes} process(es) on {device}, {trainer.precision}, {trainer.seconds / 3600:.2f} h",
+    }
+    lines = ["---", header.to_yaml(), "---", "", f"# {args.push_to_hub or trainer.output_dir.name}", ""]
+    lines += [PURPOSE[kind], "", "## Training", "", "| | |", "| --- | --- |"]
+    lines += [f"| {name} | {value} |" for name, value in facts.items()]
+    if trainer.history:
+        step, metrics = trainer.history[-1]
+        best_step, best = max(trainer.history, key=lambda item: item[1][trainer.metric])
+        lines += ["", "## Validation", "", f"| | step {step} (these weights) | step {best_step} (best) |"]
+        lines += ["| --- | --: | --: |"]
+        lines += [f"| {name} | {value:.4f} | {best[name]:.4f} |" for name, value in metrics.items()]
+    said = {
+        name: _shortened(value)
+        for option in options
+        for name, value in dataclasses.asdict(option).items()
+        if name not in UNSAID and value not in (None, "", [])
+    }
+    options_text = yaml.safe_dump(said, sort_keys=False, allow_unicode=True).rstrip()
+    lines += ["", "## Options", "", "```yaml", options_text, "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _shortened(value: Any) -> Any:
+    """Paths of the machine that trained are nobody else's business: their last part says enough."""
+    if isinstance(value, list):
+        return [_shortened(item) for item in value]
+    return Path(value).name if isinstance(value, str) and "/" in value else value

@@ -1,0 +1,147 @@
+"""Fine-tunes a published checkpoint on pictures of your own, in one command.
+
+    python scripts/finetune.py --checkpoint mstr/refiner-6lang --data my-words/labels.jsonl --output_dir runs/mine
+
+The data are manifests (one JSON object a line: id, path_rel, filename, gt_text, lang, dataset) or Arrow folders. The
+checkpoint is evaluated first; then its Spotter is trained, and its Refiner on that. `final` holds the best of each, and
+the run says what became of the accuracy. `--overfit_images 10` is a self-check: ten pictures that any checkpoint must
+be able to learn by heart.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+
+from mstr_hf.models.modeling_refiner import RefinerModel
+from mstr_hf.models.modeling_spotter import SpotterModel
+from mstr_hf.training.arguments import TrainingArguments, parse_arguments
+from mstr_hf.training.finish import finish
+from mstr_hf.training.trainer import Batch, Trainer
+from mstr_hf.training.words import (
+    WordArguments,
+    WordData,
+    reading_accuracy,
+    reading_samples,
+    refined_accuracy,
+    refiner_readings,
+    spotter_readings,
+    word_batches,
+    word_data,
+)
+
+# What a self-check has to reach.
+LEARNT = 0.9
+
+
+@dataclass
+class FinetuneArguments(TrainingArguments):
+    """As TrainingArguments, for each of the two stages, with gentler defaults."""
+
+    max_steps: int = field(default=1000, metadata={"help": "Optimiser steps of each stage."})
+    learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate."})
+    warmup_steps: int = field(default=100, metadata={"help": "Steps of linear warm-up; cosine decay to 0 follows."})
+    eval_steps: int = field(default=200, metadata={"help": "Steps between evaluations."})
+    save_steps: int = field(default=200, metadata={"help": "Steps between checkpoints."})
+
+
+@dataclass
+class CheckpointArguments:
+    """What to fine-tune."""
+
+    checkpoint: str = field(metadata={"help": "Folder or Hub repository of a Refiner."})
+
+
+def main() -> None:
+    """Runs the command line."""
+    types = [FinetuneArguments, WordArguments, CheckpointArguments]
+    args, data, checkpoint = parse_arguments("finetune", types, __doc__)
+    set_seed(args.seed)
+    model = RefinerModel.from_pretrained(checkpoint.checkpoint)
+    words = word_data(data, model.get_bank())
+
+    def batches(first: int, process: int, processes: int) -> Iterator[Batch]:
+        return word_batches(
+            words.train,
+            words.vocabulary,
+            args.batch_size,
+            args.seed,
+            args.num_workers,
+            first,
+            process,
+            processes,
+            data.max_width,
+        )
+
+    def without_frames(first: int, process: int, processes: int) -> Iterator[Batch]:
+        for batch in batches(first, process, processes):
+            batch.pop("frame_labels")
+            yield batch
+
+    with torch.no_grad():
+        start = refined_accuracy(model.eval(), words.heldout, words.vocabulary)
+    model.spotter.requires_grad_(True)  # a Refiner freezes it
+    spotter = stage(args, "spotter", model.spotter, batches, reading_accuracy, spotter_readings, words)
+    model.spotter.load_state_dict(SpotterModel.from_pretrained(spotter.output_dir / "best").state_dict())
+    trainer = stage(args, "refiner", model.train(), without_frames, refined_accuracy, refiner_readings, words)
+    best = RefinerModel.from_pretrained(trainer.output_dir / "best").eval()
+    with torch.no_grad():
+        end = refined_accuracy(best, words.heldout, words.vocabulary)
+    if not trainer.accelerator.is_main_process:
+        return
+    trainer.output_dir = Path(args.output_dir)
+    trainer.bare = best
+    say_what_became(trainer, start, end)
+    if data.overfit_images:
+        passed = end["wrr"] >= LEARNT
+        trainer.log.say(
+            f"self-check {'passed' if passed else 'FAILED'}: {end['wrr']:.0%} of {data.overfit_images} words by heart"
+            + ("" if passed else "; give it more max_steps, and look at the labels")
+        )
+    finish(trainer, words.vocabulary, f"{checkpoint.checkpoint}, then {words.summary}", [args, data, checkpoint])
+
+
+def stage(
+    args: FinetuneArguments,
+    name: str,
+    model: Any,
+    batches: Callable[[int, int, int], Iterator[Batch]],
+    accuracy: Callable[..., dict[str, float]],
+    readings: Callable[..., list[str]],
+    words: WordData,
+) -> Trainer:
+    """Trains one of the two parts in a folder of its own; its `best` is no worse than what came in."""
+    trainer = Trainer(
+        dataclasses.replace(args, output_dir=str(Path(args.output_dir) / name)),
+        model,
+        batches,
+        lambda model: accuracy(model, words.heldout, words.vocabulary),
+        samples=lambda model: reading_samples(readings, model, words.heldout, words.vocabulary),
+        evaluate_first=True,
+    )
+    trainer.log.say(f"-- {name}")
+    words.introduce(trainer.log)
+    trainer.train()
+    return trainer
+
+
+def say_what_became(trainer: Trainer, start: dict[str, float], end: dict[str, float]) -> None:
+    """Prints the accuracy before and after, and a warning if it has fallen."""
+    for name, value in start.items():
+        trainer.log.say(f"{name}: {value:.4f} -> {end[name]:.4f}")
+    worse = [name for name, value in start.items() if end[name] < value]
+    if worse:
+        trainer.log.say(
+            f"WARNING: worse than the checkpoint in {', '.join(worse)}: keep the checkpoint, or train with more data, "
+            "a higher synthetic_share or a lower learning_rate"
+        )
+
+
+if __name__ == "__main__":
+    main()
