@@ -29,8 +29,7 @@ from mstr_hf.models.modeling_mclip import MCLIPModel
 from mstr_hf.models.modeling_refiner import RefinerModel
 from mstr_hf.models.modeling_spotter import SpotterModel
 from mstr_hf.models.processing_mstr import MSTRProcessor
-from mstr_hf.models.prototype_bank import PrototypeBank
-from mstr_hf.vocabulary import Row, Vocabulary
+from mstr_hf.vocabulary import Vocabulary
 
 # The tokenizer is left out: its files load as a plain fast tokenizer where the package is missing.
 _PROCESSORS = {
@@ -99,7 +98,7 @@ def assemble(
     else:
         bank = model.get_bank()
         bank.save_pretrained(folder)
-        vocabulary = _vocabulary(bank)
+        vocabulary = Vocabulary.from_bank(bank)
         _save_processor(folder, model, vocabulary)
         _copy_code(folder, modeling_refiner if isinstance(model, RefinerModel) else modeling_spotter, processing_mstr)
         (folder / "samples").mkdir(exist_ok=True)
@@ -119,12 +118,6 @@ def assemble(
         name = repo_id or folder.resolve().name
         text = plain_card(name, model.config.model_type, model.num_parameters(), vocabulary.languages)
         card.write_text(text, encoding="utf-8")
-
-
-def _vocabulary(bank: PrototypeBank) -> Vocabulary:
-    """Tokens follow the bank, so that they agree even where its charsets have changed since."""
-    rows = zip(bank.characters, bank.subtypes, bank.scripts, map(tuple, bank.languages), strict=True)
-    return Vocabulary(tuple(Row(*row) for row in rows), tuple(bank.all_languages), bank.joiners)
 
 
 def _save_processor(folder: Path, model: SpotterModel | RefinerModel, vocabulary: Vocabulary) -> None:

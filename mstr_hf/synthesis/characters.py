@@ -12,7 +12,7 @@ import numpy as np
 
 from mstr_hf.vocabulary import Row
 
-from .augmentation import MIN_CONTRAST, compose, contrast, degrade
+from .augmentation import compose, degrade, legible
 from .fonts import Face, FontIndex, covers, hb_font
 from .rendering import random_style, render_character
 
@@ -96,7 +96,7 @@ class CharacterSynthesiser:
             )
             mask = cv2.warpAffine(mask, move, (FRAME_WIDTH, FRAME_HEIGHT))
             image = degrade(noise, compose(noise, mask), self.severity * rng.betavariate(1.2, 2.5))
-            if contrast(image, mask) < MIN_CONTRAST * 0.6:  # damage that hides the character costs another draw
+            if not legible(image, mask):  # damage that hides the character costs another draw
                 continue
             image = cv2.resize(image, (FRAME_WIDTH, FRAME_HEIGHT), interpolation=cv2.INTER_AREA)
             return SyntheticCharacter(image, row, lang)

@@ -5,18 +5,13 @@ from __future__ import annotations
 import dataclasses
 import platform
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import ModelCardData
 
-from mstr_hf.hub.publish import assemble
-from mstr_hf.models.image_processing_mstr import MAX_RATIO, MSTRImageProcessor
-from mstr_hf.models.modeling_refiner import RefinerModel
-from mstr_hf.models.modeling_spotter import SpotterModel
-from mstr_hf.models.processing_mstr import MSTRProcessor
+from mstr_hf.hub.publish import assemble, push
 from mstr_hf.vocabulary import Vocabulary
 
 from .trainer import Trainer
@@ -42,18 +37,9 @@ def finish(trainer: Trainer, vocabulary: Vocabulary, data: str, options: Sequenc
     if not trainer.accelerator.is_main_process:
         return
     folder, model = trainer.output_dir / "final", trainer.bare
-    if isinstance(model, RefinerModel):
-        assemble(model, folder)
-    elif isinstance(model, SpotterModel):
-        model.get_bank().save_pretrained(folder)
-        height = model.config.image_height
-        image_processor = MSTRImageProcessor(size={"height": height, "width": MAX_RATIO * height})
-        MSTRProcessor(image_processor, vocabulary.tokenizer()).save_pretrained(folder)
-    else:
-        vocabulary.tokenizer().save_pretrained(folder)
+    assemble(model, folder, vocabulary)
     (folder / "README.md").write_text(training_card(trainer, vocabulary, data, options), encoding="utf-8")
     if repo_id := trainer.args.push_to_hub:
-        push = import_module("mstr_hf.hub.publish").push
         trainer.log.say(f"uploaded to {push(folder, repo_id)}")
 
 

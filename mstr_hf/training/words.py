@@ -378,7 +378,8 @@ def reading_samples(
     shown = [word for found in chosen.values() for word in found[:SAMPLES]]
     texts = readings(model, shown, vocabulary)
     return [
-        Sample(model_pixels(word.image), display(word.text), display(text)) for word, text in zip(shown, texts, strict=True)
+        Sample(model_pixels(word.image), display(word.text), display(text))
+        for word, text in zip(shown, texts, strict=True)
     ]
 
 
