@@ -38,7 +38,7 @@ def draw(rng: random.Random) -> bytes:
     """The file of a random image."""
     kind = rng.choice(sorted(FORMATS))
     mode = rng.choice(FORMATS[kind])
-    size = rng.randint(1, 60), rng.randint(1, 200)
+    size = rng.randint(10, 60), rng.randint(1, 200)
     pixels = np.random.default_rng(rng.getrandbits(32)).integers(0, 256, size, np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).convert(mode).save(file, kind)

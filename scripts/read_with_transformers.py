@@ -23,10 +23,11 @@ def main() -> None:
 
     if args.package:
         importlib.import_module("mstr_hf")  # registers its classes and its pipeline
-        trust, reader = {}, pipeline("scene-text-recognition", model=args.model)
+        trust = {}
+        reader = pipeline("scene-text-recognition", model=args.model)  # type: ignore[call-overload]  # not built in
     else:
         trust = {"trust_remote_code": True}
-        reader = pipeline("image-to-text", model=args.model, **trust)
+        reader = pipeline("image-to-text", model=args.model, **trust)  # type: ignore[call-overload]  # not built in
     readings = reader(args.images, batch_size=8)
 
     # The same by hand.

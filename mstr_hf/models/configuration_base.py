@@ -9,21 +9,26 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-# What transformers itself writes into a configuration, or hands it, beside its fields.
+# What transformers itself writes into a configuration, or hands it, beside its fields (its Trainer, for one).
 _BOOKKEEPING = {
     "_commit_hash",
     "_name_or_path",
     "attn_implementation",
     "auto_map",
+    "bos_token_id",
     "custom_pipelines",
+    "eos_token_id",
     "experts_implementation",
     "model_type",
     "name_or_path",
     "num_labels",
     "output_attentions",
+    "pad_token_id",
     "per_layer_config",
     "quantization_config",
+    "tie_word_embeddings",
     "torch_dtype",
+    "use_cache",
 }
 
 

@@ -3,6 +3,7 @@
 import unittest
 
 import torch
+import transformers
 import transformers_suite
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
@@ -139,6 +140,10 @@ class CommonTests(modeling.ModelTesterMixin):
         self.config_tester = configuration.ConfigTester(
             self, config_class=type(self.model_tester.get_config()), has_text_modality=False, **self.config_values
         )
+
+    @unittest.skipIf(transformers.__version__ < "5.20", "takes batch norm's counter of batches for a weight")
+    def test_keep_in_fp32_modules(self):
+        super().test_keep_in_fp32_modules()
 
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
         inputs = super()._prepare_for_class(inputs_dict, model_class)

@@ -8,7 +8,7 @@ from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
-from transformers.utils import ModelOutput, TensorType
+from transformers.utils import TensorType
 
 from .image_processing_mstr import ImageSource
 from .text import display, normalise
@@ -73,7 +73,7 @@ class MSTRProcessor(ProcessorMixin):
         """Returns the texts (NFC) of sequences of token ids; see the tokenizer's `batch_decode`."""
         return [display(text) for text in self.tokenizer.batch_decode(*args, **kwargs)]
 
-    def post_process_text_recognition(self, outputs: ModelOutput) -> list[dict[str, Any]]:
+    def post_process_text_recognition(self, outputs: Any) -> list[dict[str, Any]]:
         """Turns what the Refiner makes of images into text, as transformers' own text recognisers do.
 
         Args:
