@@ -67,7 +67,8 @@ def word_synthesisers(
     train = WordSynthesiser(fonts, sources, weights, "train", args.severity, joiners)
     heldout = WordSynthesiser(fonts, sources, None, "heldout", 0.6 * args.severity, joiners)
     fixed = [heldout.word(1, index, lang) for lang in languages for index in range(args.eval_words)]
-    return vocabulary, train, fixed
+    characters = {row.character for row in vocabulary.rows}
+    return vocabulary, train, [word for word in fixed if characters.issuperset(word.text)]
 
 
 class WordBatches(IterableDataset):
@@ -86,6 +87,7 @@ class WordBatches(IterableDataset):
         self, words: WordSynthesiser, vocabulary: Vocabulary, batch_size: int, seed: int, first: int, step: int
     ):
         self.words, self.vocabulary = words, vocabulary
+        self.characters = {row.character for row in vocabulary.rows}
         self.batch_size, self.seed, self.first, self.step = batch_size, seed, first, step
 
     def __iter__(self) -> Iterator[list[Batch]]:
@@ -104,7 +106,9 @@ class WordBatches(IterableDataset):
         for index in range(number * size * 2, (number + 1) * size * 2):
             word = self.words.word(self.seed, index)
             pixels = resize(word.image)
-            if pixels.shape[1] <= MAX_WIDTH and readable(word.text, pixels.shape[1]):
+            fits = pixels.shape[1] <= MAX_WIDTH and readable(word.text, pixels.shape[1])
+            # A language's words may hold Latin codes, which a bank without a Latin language cannot spell.
+            if fits and self.characters.issuperset(word.text):
                 words.append((pixels, word))
             if len(words) == size:
                 break
