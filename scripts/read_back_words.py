@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from mstr_hf.charsets import load_charsets
@@ -59,7 +60,7 @@ def read(words: list[SyntheticWord], language: str) -> list[str]:
             image = Image.fromarray(word.image)
             scale = 48 / image.height
             image = image.resize((max(1, round(image.width * scale)), 48), Image.Resampling.BICUBIC)
-            ImageOps.expand(image, 10, image.getpixel((0, 0))).save(path)
+            ImageOps.expand(image, 10, int(np.asarray(image)[0, 0])).save(path)
         listing = Path(folder, "list.txt")
         listing.write_text("\n".join(map(str, paths)), encoding="utf-8")
         command = ["tesseract", str(listing), "stdout", "-l", language, "--psm", "7"]

@@ -518,7 +518,7 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
         )
         row_mask = None if row_mask is None else row_mask[chosen]
         beams = num_alternatives + 1
-        sequences = self.generate(  # type: ignore[misc]  # transformers types self for its own checker
+        sequences = self.generate(
             encoder_outputs=RefinerEncoderOutput(**memory),  # generate repeats its entries for the beams, in place
             row_mask=row_mask,
             max_new_tokens=self.config.spotter_config.max_length + 1,

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCardData
 
-from mstr_hf.hub.publish import assemble, push
+from mstr_hf.hub import publish
 from mstr_hf.vocabulary import Vocabulary
 
 from .trainer import Trainer
@@ -37,10 +37,10 @@ def finish(trainer: Trainer, vocabulary: Vocabulary, data: str, options: Sequenc
     if not trainer.accelerator.is_main_process:
         return
     folder, model = trainer.output_dir / "final", trainer.bare
-    assemble(model, folder, vocabulary)
+    publish.assemble(model, folder, vocabulary)
     (folder / "README.md").write_text(training_card(trainer, vocabulary, data, options), encoding="utf-8")
     if repo_id := trainer.args.push_to_hub:
-        trainer.log.say(f"uploaded to {push(folder, repo_id)}")
+        trainer.log.say(f"uploaded to {publish.push(folder, repo_id)}")
 
 
 def training_card(trainer: Trainer, vocabulary: Vocabulary, data: str, options: Sequence[Any]) -> str:

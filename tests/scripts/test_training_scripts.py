@@ -179,7 +179,7 @@ def test_refiner_on_simulated_readings(run, spotter):
 
 def test_finetuning_on_ones_own_pictures(run, refiner, labelled, monkeypatch):
     pushed = []
-    monkeypatch.setattr(publish, "push", lambda *args: pushed.append(args) or "address", raising=False)
+    monkeypatch.setattr(publish, "push", lambda *args: pushed.append(args) or "address")
     folder = refiner.with_name("mine")
     output = run(
         "finetune",

@@ -25,6 +25,9 @@ _BATCH_WIDTH_STEP = 32
 # Ink is put on black where it stands out this many times better than on white.
 _LIGHT_INK = 3
 
+# Percent of the pixels at either end that may be cut off when contrast is stretched: noise, specks, a glint.
+_CONTRAST_CUTOFF = 0.5
+
 _BOOKKEEPING = {"image_processor_type", "processor_class", "auto_map"}
 
 
@@ -69,8 +72,15 @@ def resized_width(width: int, height: int, target_height: int = 32, max_width: i
     return _round_up(fitted, _WIDTH_STEP)
 
 
+def resize(image: Image.Image, width: int, height: int, resample: int = Image.Resampling.BICUBIC) -> Image.Image:
+    """Resizes a grey image and stretches its contrast to the full range: faded signs are read like fresh ones."""
+    # PIL's filters widen as they shrink, so nothing aliases; the gap only speeds up large images.
+    resized = image.resize((width, height), resample, reducing_gap=3.0)
+    return ImageOps.autocontrast(resized, cutoff=_CONTRAST_CUTOFF)
+
+
 class MSTRImageProcessor(BaseImageProcessor):
-    """Resizes images to one height, keeping their ratio, and pads them to a batch.
+    """Resizes images to one height, keeping their ratio, stretches their contrast, and pads them to a batch.
 
     Args:
         size: `height` of all images and greatest `width`, in pixels.
@@ -133,9 +143,7 @@ class MSTRImageProcessor(BaseImageProcessor):
         levels = ((np.arange(256) / 255 - self.image_mean) / self.image_std).astype(np.float32)
         pixel_values = np.zeros((len(greys), 1, height, batch_width), np.float32)
         for pixels, grey, width in zip(pixel_values, greys, widths, strict=True):
-            # PIL's filters widen as they shrink, so nothing aliases; the gap only speeds up large images.
-            resized = grey.resize((width, height), self.resample, reducing_gap=3.0)
-            pixels[0, :, :width] = levels[np.asarray(resized)]
+            pixels[0, :, :width] = levels[np.asarray(resize(grey, width, height, self.resample))]
         pixel_mask = np.arange(batch_width) < np.array(widths)[:, None]
         batch = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
         return BatchFeature(batch, tensor_type=return_tensors)

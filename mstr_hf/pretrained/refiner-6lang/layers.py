@@ -47,7 +47,7 @@ class WholeCheckpointMixin:
             "ignore_mismatched_sizes": ignore_mismatched_sizes or not output_loading_info,
         }
         try:
-            model, report = super().from_pretrained(name, *args, **kwargs)  # type: ignore[misc]
+            model, report = super().from_pretrained(name, *args, **kwargs)
         except SafetensorError as error:
             raise ValueError(f"{name}: its weights cannot be read ({error}): cut off; fetch them again") from error
         if output_loading_info:
