@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import random
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 
 import cv2
@@ -58,6 +58,8 @@ class WordSynthesiser:
         split: "train" or "heldout" font families.
         severity: Upper end of the degradation budget, 0 to 1.
         joiners: Joiners that are kept in labels.
+        characters: What labels may hold; anything that is drawn if left out. Words of one language hold Latin codes,
+            which a bank without a Latin language cannot spell.
     """
 
     def __init__(
@@ -68,12 +70,14 @@ class WordSynthesiser:
         split: str = "train",
         severity: float = 1.0,
         joiners: str = "",
+        characters: Set[str] | None = None,
     ):
         self.sources = sources
         self.languages = sorted(sources)
         self.weights = [1.0 if weights is None else weights[lang] for lang in self.languages]
         self.severity = severity
         self.joiners = joiners
+        self.characters = characters
         self.families = {lang: _by_family(fonts.faces(lang, split)) for lang in self.languages}
 
     def word(self, seed: int, index: int, lang: str | None = None) -> SyntheticWord:
@@ -133,7 +137,7 @@ class WordSynthesiser:
             ink = _without_kashidas(render_line(hb_font(face), text, size, style, self.joiners))
         except ValueError:
             return None
-        if not ink.text:
+        if not ink.text or (self.characters is not None and not self.characters >= set(ink.text)):
             return None
         if ink.mask.shape[1] > 1400 or ink.mask.shape[0] > 160 or min(ink.mask.shape) < 3:
             return None

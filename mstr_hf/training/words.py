@@ -181,19 +181,11 @@ def synthesisers(
             )
     fonts = discover_fonts(languages, args.fonts)
     sources = {lang: load_words(lang) for lang in languages}
-    joiners = vocabulary.joiners
-<<<<<<< HEAD
-    return (
-        WordSynthesiser(fonts, sources, split="train", severity=args.severity, joiners=joiners),
-        WordSynthesiser(fonts, sources, split="heldout", severity=0.6 * args.severity, joiners=joiners),
+    train, heldout = (
+        WordSynthesiser(fonts, sources, None, split, severity, vocabulary.joiners, known)
+        for split, severity in (("train", args.severity), ("heldout", 0.6 * args.severity))
     )
-=======
-    train = WordSynthesiser(fonts, sources, weights, "train", args.severity, joiners)
-    heldout = WordSynthesiser(fonts, sources, None, "heldout", 0.6 * args.severity, joiners)
-    fixed = [heldout.word(1, index, lang) for lang in languages for index in range(args.eval_words)]
-    characters = {row.character for row in vocabulary.rows}
-    return vocabulary, train, [word for word in fixed if characters.issuperset(word.text)]
->>>>>>> evaluation
+    return train, heldout
 
 
 class WordBatches(IterableDataset):
@@ -220,7 +212,6 @@ class WordBatches(IterableDataset):
         max_width: int = 192,
     ):
         self.words, self.vocabulary = words, vocabulary
-        self.characters = {row.character for row in vocabulary.rows}
         self.batch_size, self.seed, self.first, self.step = batch_size, seed, first, step
         self.max_width = max_width
 
@@ -237,21 +228,7 @@ class WordBatches(IterableDataset):
     def chunk(self, number: int) -> list[Batch]:
         """The batches of one chunk."""
         size = CHUNK * self.batch_size
-<<<<<<< HEAD
         words = [self._fitting(index) for index in range(number * size, (number + 1) * size)]
-=======
-        words: list[tuple[np.ndarray, SyntheticWord]] = []
-        # Each chunk owns twice the indices it needs, so that words left out do not shift the next chunk's.
-        for index in range(number * size * 2, (number + 1) * size * 2):
-            word = self.words.word(self.seed, index)
-            pixels = resize(word.image)
-            fits = pixels.shape[1] <= MAX_WIDTH and readable(word.text, pixels.shape[1])
-            # A language's words may hold Latin codes, which a bank without a Latin language cannot spell.
-            if fits and self.characters.issuperset(word.text):
-                words.append((pixels, word))
-            if len(words) == size:
-                break
->>>>>>> evaluation
         words.sort(key=lambda item: item[0].shape[1])
         groups = [words[start : start + self.batch_size] for start in range(0, size, self.batch_size)]
         # The same order of widths in every process: each step waits for the slowest.

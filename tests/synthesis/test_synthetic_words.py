@@ -138,6 +138,16 @@ def test_kashidas_never_reach_a_label(fonts, sources):
         words.draw(0, KASHIDA, "ar")
 
 
+def test_labels_hold_only_the_characters_asked_for(fonts, sources):
+    hindi = load_charset("hi").characters
+    free, bound = (
+        WordSynthesiser(fonts, {"hi": sources["hi"]}, joiners=JOINERS, characters=characters)
+        for characters in (None, hindi)
+    )
+    assert any(not hindi.issuperset(free.word(0, index).text) for index in range(300))
+    assert all(hindi.issuperset(bound.word(0, index).text) for index in range(300))
+
+
 def test_a_text_that_no_face_draws_is_an_error(words):
     with pytest.raises(ValueError, match="no face draws 'கா' legibly: install more fonts for en"):
         words.draw(0, "கா", "en")
