@@ -325,7 +325,7 @@ def before_stage(run: Run) -> dict[str, Any]:
 
 def spotter_stage(run: Run) -> dict[str, Any]:
     """Tunes the Spotter."""
-    spotter = run.model.spotter
+    spotter = run.model.spotter.requires_grad_(True)  # inside a Refiner it is frozen
     spotter.set_bank(run.bank(), base=True)
     tune(run, "spotter", spotter, run.args.spotter_steps, frames=True)
     return {}
