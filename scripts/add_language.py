@@ -64,13 +64,13 @@ from mstr_hf.vocabulary import Vocabulary
 ROW_SEED, EVALUATION_SEED = 5, 6
 HELDOUT_SEVERITY = 0.6
 READ_AT_ONCE = 32
-# A row is the mean over at least so many sights of its character.
+# A row is fitted to at least so many sights of its character.
 RARE = 8
 # Where a row may come from.
 WAYS = {
     "text": "mCLIP's text side",
     "image": "mCLIP's image side, the mean over renderings",
-    "spotter": "the Spotter, the mean of its frames where the character stands in rendered words",
+    "spotter": "the Spotter, fitted to its frames where the character stands in rendered words",
     "random": "chance, as no word with them could be drawn",
 }
 METRICS: dict[str, Callable[..., Score]] = {"wrr": wrr, "crr": crr, "script": script_accuracy}
@@ -325,7 +325,7 @@ def before_stage(run: Run) -> dict[str, Any]:
 
 def spotter_stage(run: Run) -> dict[str, Any]:
     """Tunes the Spotter."""
-    spotter = run.model.spotter
+    spotter = run.model.spotter.requires_grad_(True)  # inside a Refiner it is frozen
     spotter.set_bank(run.bank(), base=True)
     tune(run, "spotter", spotter, run.args.spotter_steps, frames=True)
     return {}
