@@ -5,9 +5,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rapidfuzz.distance.Levenshtein import distance as edit_distance
 from torch.nn import functional as F
 
-from mstr_hf.evaluation.metrics import edit_distance
 from mstr_hf.models.prototype_bank import PrototypeBank
 from mstr_hf.training.simulator import (
     Observations,
