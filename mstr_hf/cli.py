@@ -292,7 +292,10 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from mstr_hf.evaluation.run import EvaluationError, evaluate, processes
+    try:
+        from mstr_hf.evaluation.run import EvaluationError, evaluate, processes
+    except ImportError as error:
+        raise CommandError(f"{error}: install the extra evaluation: pip install 'mstr_hf[evaluation]'") from error
 
     _speak_unicode()
     state = processes()
@@ -321,7 +324,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    from mstr_hf.evaluation.attention import explain
+    try:
+        from mstr_hf.evaluation.attention import explain
+    except ImportError as error:
+        raise CommandError(f"{error}: install the extra data: pip install 'mstr_hf[data]'") from error
 
     _speak_unicode()
     model, processor = _load_model(arguments.model, "cpu")
