@@ -115,7 +115,7 @@ def test_a_manifest_becomes_arrow_shards(tmp_path: Path) -> None:
     (folder / "images").mkdir(parents=True)
     for name in "ab":
         (folder / f"images/{name}.png").write_bytes(encode(format="PNG"))
-    entries = [ENTRY, ENTRY | {"id": "b1", "path_rel": "images/b.png", "lang": "ml", "gt_text": "ക"}]
+    entries = [ENTRY, ENTRY | {"id": "b1", "path_rel": "images/b.png", "lang": "ml", "gt_text": "ก"}]
     manifest = write(folder, json.dumps(entries))
     totals = convert_manifest(manifest, tmp_path / "output")
     assert [str(total) for total in totals.values()] == [

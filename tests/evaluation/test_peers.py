@@ -45,7 +45,7 @@ def test_missing_peers_are_skipped_by_name(monkeypatch, fake_peer):
     peers, missing = load_peers(["tesseract", "rapidocr", "my_readers:Fake", "my_readers:Fake"])
     assert [peer.name for peer in peers] == ["Fake"]
     assert missing[0] == "tesseract skipped: no program tesseract; install tesseract-ocr and its languages"
-    assert missing[1].startswith("rapidocr skipped: no package ") and "mstr_hf[peers]" in missing[1]
+    assert missing[1].startswith("rapidocr skipped: no package ") and "mstr_hf[detect]" in missing[1]
 
 
 @pytest.mark.parametrize(

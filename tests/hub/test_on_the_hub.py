@@ -131,7 +131,7 @@ print(json.dumps(done))
 LOAD = """
 import json, sys
 sys.modules["mstr_hf"] = None
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel, AutoProcessor, pipeline
 from transformers.utils import logging
 logging.disable_progress_bar()
 name, revisions, *images = sys.argv[1:]
@@ -142,6 +142,9 @@ for revision in revisions.split(","):
     processor = AutoProcessor.from_pretrained(**load)
     inputs = processor(images=images, return_tensors="pt")
     readings.append(model.recognise(**inputs, num_alternatives=1))
+    reader = pipeline("image-to-text", model=name, revision=revision, trust_remote_code=True)
+    piped = [reading["text"] for reading in reader(images, num_alternatives=1)]
+    assert piped == [reading["text"] for reading in readings[-1]], piped
 print(json.dumps(readings))
 """
 

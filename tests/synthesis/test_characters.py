@@ -38,11 +38,11 @@ def test_crops_show_their_row(characters):
 
 def test_damage_that_hides_the_character_costs_another_draw(characters, monkeypatch):
     visible = characters.character(7, 0)
-    figures = iter([3.0, 10.0])
-    contrast = character_module.contrast
-    monkeypatch.setattr(character_module, "contrast", lambda *images: next(figures, None) or contrast(*images))
+    verdicts = iter([False, False])
+    legible = character_module.legible
+    monkeypatch.setattr(character_module, "legible", lambda *images: next(verdicts, True) and legible(*images))
     again = characters.character(7, 0)
-    assert next(figures, None) is None and not np.array_equal(again.image, visible.image)
+    assert next(verdicts, None) is None and not np.array_equal(again.image, visible.image)
     assert (again.row, again.lang) == (visible.row, visible.lang)
 
 

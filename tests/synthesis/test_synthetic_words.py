@@ -1,5 +1,6 @@
 import itertools
 import random
+import string
 
 import numpy as np
 import pytest
@@ -139,13 +140,13 @@ def test_kashidas_never_reach_a_label(fonts, sources):
 
 
 def test_labels_hold_only_the_characters_asked_for(fonts, sources):
-    hindi = load_charset("hi").characters
+    small = frozenset(string.ascii_lowercase)
     free, bound = (
-        WordSynthesiser(fonts, {"hi": sources["hi"]}, joiners=JOINERS, characters=characters)
-        for characters in (None, hindi)
+        WordSynthesiser(fonts, {"en": sources["en"]}, joiners=JOINERS, characters=characters)
+        for characters in (None, small)
     )
-    assert any(not hindi.issuperset(free.word(0, index).text) for index in range(300))
-    assert all(hindi.issuperset(bound.word(0, index).text) for index in range(300))
+    assert not all(small.issuperset(free.word(0, index).text) for index in range(50))
+    assert all(small.issuperset(bound.word(0, index).text) for index in range(50))
 
 
 def test_a_text_that_no_face_draws_is_an_error(words):
