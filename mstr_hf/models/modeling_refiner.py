@@ -248,7 +248,9 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
             spotter: The Spotter; its weights are copied.
             text_config: What differs from the decoder's default shape.
         """
-        model = cls(RefinerConfig(spotter_config=spotter.config.to_dict(), text_config=text_config))
+        shape = spotter.config.to_dict()
+        shape.pop("_name_or_path", None)  # a folder of this machine, which would be saved
+        model = cls(RefinerConfig(spotter_config=shape, text_config=text_config))
         model.spotter.load_state_dict(spotter.state_dict())
         return model.train()  # before an optimiser or DistributedDataParallel collects what is trained
 

@@ -176,7 +176,8 @@ class PrototypeBank:
         save_file(
             {"prototypes": self.prototypes.detach().cpu().float().contiguous()},
             Path(folder) / BANK_FILE,
-            metadata={"bank": json.dumps(self.metadata()), "digest": self.digest()},
+            # One entry: safetensors writes several in no fixed order, and equal banks are to be equal files.
+            metadata={"bank": json.dumps({**self.metadata(), "digest": self.digest()})},
         )
 
     @classmethod
@@ -200,7 +201,9 @@ class PrototypeBank:
             raise BankError(f"{path} was changed or cut off ({error}): fetch or build it again") from None
         if "bank" not in stored:
             raise BankError(f"{path} has no bank metadata: build it with scripts/build_prototype_bank.py")
-        bank = cls.from_metadata(json.loads(stored["bank"]), prototypes)
-        if bank.digest() != stored.get("digest"):
+        metadata = json.loads(stored["bank"])
+        digest = metadata.pop("digest", None)
+        bank = cls.from_metadata(metadata, prototypes)
+        if bank.digest() != digest:
             raise BankError(f"{path} does not match its digest: it was changed or cut off; fetch or build it again")
         return bank
