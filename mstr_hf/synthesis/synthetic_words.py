@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import random
 import unicodedata
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 
 import cv2
@@ -78,7 +78,7 @@ class WordSynthesiser:
         self.severity = severity
         self.joiners = joiners
         self.characters = characters
-        self.families = {lang: _by_family(fonts.faces(lang, split)) for lang in self.languages}
+        self.families = {lang: fonts.families(lang, split) for lang in self.languages}
 
     def word(self, seed: int, index: int, lang: str | None = None) -> SyntheticWord:
         """The word at a position of the endless sequence; the same for the same seed, index and settings."""
@@ -253,13 +253,3 @@ def _window(image: np.ndarray, top: int, bottom: int, left: int, right: int) -> 
     if y1 > y0 and x1 > x0:
         out[y0 - top : y1 - top, x0 - left : x1 - left] = image[y0:y1, x0:x1]
     return out
-
-
-def _by_family(faces: Sequence[Face]) -> list[list[Face]]:
-    """Groups faces so that a family with forty styles is drawn no more often than one with a single style."""
-    families: dict[str, list[Face]] = {}
-    for face in faces:
-        families.setdefault(face.family, []).append(face)
-    if not families:
-        raise ValueError("no font family covers this language: install fonts or pass folders that hold some")
-    return [families[name] for name in sorted(families)]
