@@ -36,6 +36,9 @@ class RefinerArguments:
         default=None, metadata={"help": "Trained Spotter, which stays as it is; that of init_from if left out."}
     )
     init_from: str | None = field(default=None, metadata={"help": "Refiner to start from instead of nothing."})
+    joint: bool = field(
+        default=False, metadata={"help": "Train the Spotter as well: both losses, one pass over the words."}
+    )
     simulator: str | None = field(default=None, metadata={"help": "Fitted simulator of the Spotter's errors."})
     architecture: str = field(
         default="", metadata={"help": "Fields of RefinerDecoderConfig, such as num_hidden_layers=4."}
@@ -63,7 +66,8 @@ def main() -> None:
             data.max_width,
         )
         for number, batch in enumerate(stream, first):
-            batch.pop("frame_labels")  # where characters stand is for the Spotter's frames only
+            if not refiner.joint:
+                batch.pop("frame_labels")  # where characters stand is for the Spotter's frames only
             if simulator is not None:
                 batch = with_prefixes(batch, simulator, (args.seed, number, process))
             yield batch
@@ -94,11 +98,13 @@ def make_model(refiner: RefinerArguments) -> RefinerModel:
         model = RefinerModel.from_pretrained(refiner.init_from)
         if spotter is not None:
             model.spotter.load_state_dict(spotter.state_dict())
-        return model.train()
-    if spotter is None:
-        raise ValueError("name a --spotter to refine, or a Refiner to go on with (--init_from)")
-    shape = mapping(refiner.architecture, "architecture", list(RefinerDecoderConfig.__annotations__))
-    return RefinerModel.from_spotter(spotter, shape)
+    else:
+        if spotter is None:
+            raise ValueError("name a --spotter to refine, or a Refiner to go on with (--init_from)")
+        shape = mapping(refiner.architecture, "architecture", list(RefinerDecoderConfig.__annotations__))
+        model = RefinerModel.from_spotter(spotter, shape)
+    model.config.freeze_spotter = not refiner.joint
+    return model.requires_grad_(True).train()
 
 
 if __name__ == "__main__":

@@ -327,6 +327,17 @@ def test_spotter_that_is_not_frozen_is_trained(spotter, images, labels):
         assert model.spotter.get_parameter(name).grad.abs().sum() > 0, name
 
 
+def test_trained_together_the_loss_is_the_sum_of_both(spotter, images, labels):
+    model = make_refiner(spotter, freeze_spotter=False).train()
+    together = model(**images, labels=labels).loss
+    alone = model.spotter(**images, labels=labels)
+    assert alone.top_k_ids is None  # which the loss alone can do without
+    memory = model.encoder.remember(model.spotter.read_frames(alone))
+    memory.loss = None
+    assert torch.allclose(together, alone.loss + model(labels=labels, encoder_outputs=memory).loss, atol=1e-5)
+    assert model.eval()(**images, labels=labels).loss < together  # in evaluation the Refiner's alone
+
+
 def test_gradient_checkpointing_gives_the_same_gradients(refiner, images, labels):
     def gradients() -> dict[str, torch.Tensor]:
         refiner.zero_grad()

@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
 from mstr_hf import (
@@ -162,6 +163,14 @@ def test_runs_leave_what_they_should(mclip, spotter, refiner):
             "log.jsonl",
             "tensorboard",
         }
+
+
+def test_refiner_and_spotter_together(run, refiner):
+    folder = refiner.with_name("joint")
+    run("train_refiner", "--joint", "--init_from", refiner / "final", "--output_dir", folder, *WORDS)
+    before, after = (load_file(path / "final/model.safetensors") for path in (refiner, folder))
+    name = "encoder.spotter.backbone.stem.conv.weight"
+    assert not torch.equal(before[name], after[name])
 
 
 def test_refiner_on_simulated_readings(run, spotter):

@@ -40,12 +40,14 @@ class RefinerEncoderOutput(ModelOutput):
     Attributes:
         last_hidden_state: Prefix memory (`max_length` rows), then visual memory, `[B, S, C]`.
         memory_mask: True where there is something to attend to, `[B, S]`.
+        loss: The Spotter's, where it is trained with the Refiner.
         hidden_states: Those of the Spotter's layers, where asked for.
         attentions: Those of the Spotter's layers, where asked for.
     """
 
     last_hidden_state: torch.Tensor | None = None
     memory_mask: torch.Tensor | None = None
+    loss: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
 
@@ -170,7 +172,8 @@ class RefinerEncoder(nn.Module):
     ) -> SpotterOutput:
         """The Spotter's output, without gradient where the Spotter is frozen."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_spotter):
-            return self.spotter(pixel_values, pixel_mask, row_mask=row_mask, **{**kwargs, "return_dict": True})
+            spotted = self.spotter(pixel_values, pixel_mask, row_mask=row_mask, **{**kwargs, "return_dict": True})
+        return self.spotter.read_frames(spotted) if spotted.top_k_ids is None else spotted
 
     def remember(self, spotted: SpotterOutput) -> RefinerEncoderOutput:
         """Memories of what was spotted."""
@@ -182,6 +185,7 @@ class RefinerEncoder(nn.Module):
         return RefinerEncoderOutput(
             last_hidden_state=torch.cat([F.pad(prefix, (0, 0, 0, spare)), visual], 1),
             memory_mask=torch.cat([F.pad(spotted.character_mask, (0, spare)), visual_mask], 1),
+            loss=spotted.loss,
             hidden_states=spotted.hidden_states,
             attentions=spotted.attentions,
         )
@@ -290,6 +294,7 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
         row_mask: torch.Tensor | None = None,
         use_cache: bool | None = None,
         prefix: dict[str, torch.Tensor] | None = None,
+        frame_labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> RefinerOutput:
         """Decodes with teacher forcing, or one step of generation; images alone are read, as :meth:`recognise` does.
@@ -305,6 +310,8 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
             use_cache: Whether to return a cache.
             prefix: Hypotheses to refine instead of the Spotter's: `top_k_ids`, `top_k_scores` and `character_mask`
                 as in `SpotterOutput` (training on simulated errors).
+            frame_labels: As for `SpotterModel`; used where the Spotter is trained with the Refiner
+                (`config.freeze_spotter` false), whose loss is then added.
             **kwargs: `output_hidden_states`, `output_attentions` and `return_dict`, as everywhere in transformers.
 
         Returns:
@@ -313,6 +320,8 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
         if decoder_input_ids is None and labels is None:
             return self._read(pixel_values, pixel_mask, row_mask)
         if encoder_outputs is None:
+            if self.training and not self.config.freeze_spotter:
+                kwargs |= {"labels": labels, "frame_labels": frame_labels}
             encoder_outputs = self.encoder(pixel_values, pixel_mask, row_mask, prefix, **kwargs)
         memory, memory_mask = encoder_outputs.last_hidden_state, encoder_outputs.memory_mask
         if decoder_input_ids is None:
@@ -330,6 +339,8 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
             ends = (labels != IGNORED).sum(1)
             targets = targets.scatter(1, ends[:, None], EOS)
             loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+            if encoder_outputs.loss is not None:
+                loss = loss + encoder_outputs.loss
         wanted = {
             name: getattr(self.config, name) if kwargs.get(name) is None else kwargs[name]
             for name in ("output_hidden_states", "output_attentions")

@@ -321,24 +321,28 @@ class SpotterModel(SpotterPreTrainedModel):
             loss = self._loss(similarity, blank_similarity, frame_mask, labels, frame_labels)
         if row_mask is not None:
             similarity = similarity.masked_fill(~row_mask[..., None, :].to(similarity.device), -1.0)
-        ids = scores = character_mask = None
-        if labels is None or not self.training:
-            config, directions = self.config, self.head.directions
-            ids, scores, character_mask = collapse_frames(
-                similarity, blank_similarity, frame_mask, directions, config.top_k, config.max_length
-            )
-        return SpotterOutput(
+        output = SpotterOutput(
             loss=loss,
             embeddings=embeddings,
             similarity=similarity,
             blank_similarity=blank_similarity,
             frame_mask=frame_mask,
-            top_k_ids=ids,
-            top_k_scores=scores,
-            character_mask=character_mask,
             feature_maps=levels,
             column_mask=columns,
         )
+        return output if self.training and labels is not None else self.read_frames(output)
+
+    def read_frames(self, output: SpotterOutput) -> SpotterOutput:
+        """Adds the hypotheses of each step; the loss alone does without them."""
+        output.top_k_ids, output.top_k_scores, output.character_mask = collapse_frames(
+            output.similarity,
+            output.blank_similarity,
+            output.frame_mask,
+            self.head.directions,
+            self.config.top_k,
+            self.config.max_length,
+        )
+        return output
 
     def log_probs(self, similarity: torch.Tensor, blank_similarity: torch.Tensor) -> torch.Tensor:
         """Cosines `[B, T, N]` and `[B, T]` to log-probabilities of blank and rows, `[B, T, 1 + N]`."""
