@@ -19,6 +19,11 @@ from .fonts import Face, FontIndex, covers, hb_font
 from .rendering import FontStyle, Ink, random_style, render_line
 from .words import WordSource
 
+# Where a crop shows a piece of other text, and how often.
+SIDES = ("", "above", "below", "left", "right")
+SIDE_WEIGHTS = (0.66, 0.1, 0.1, 0.07, 0.07)
+# With fewer families than this, faces that no font has are drawn more often.
+FEW_FAMILIES = 60
 # Letters of these scripts touch their neighbours, so extra spacing would tear them apart.
 CONNECTED_LANGUAGES = frozenset({"hi", "mr", "bn", "as", "pa", "ar", "ur", "fa"})
 # Arabic words are widened by longer strokes between joined letters: drawn as this character, not part of the word.
@@ -166,13 +171,15 @@ class WordSynthesiser:
         border = int(0.6 * line) + 4
         canvas = cv2.copyMakeBorder(ink.mask, border, border, border, border, cv2.BORDER_CONSTANT)
         columns = None if ink.spans is None else ink.spans.mean(1)[visual_order(ink.text)] + border
-        if rng.random() < 0.25:
+        few = len(self.families[lang]) < FEW_FAMILIES
+        if rng.random() < (0.4 if few else 0.25):
             canvas = repaint(noise, canvas, size)
-        if rng.random() < 0.2:
+        if rng.random() < (0.3 if few else 0.2):
             canvas = ripple(noise, canvas, size)
         if rng.random() < 0.12 and width > 1.5 * height:
             canvas = bend(noise, canvas, rng.uniform(-0.35, 0.35) * height)
-        matrix = random_homography(noise, canvas.shape[0], canvas.shape[1], 0.4 + severity)
+        slope = 2.5 if rng.random() < 0.15 else 1.0  # most signs are photographed nearly upright
+        matrix = random_homography(noise, canvas.shape[0], canvas.shape[1], slope * (0.4 + severity))
         if rng.random() < 0.4:  # squeezed and stretched lettering
             matrix = np.diag([rng.uniform(0.65, 1.3), 1, 1]) @ matrix
         stretched = max(8, int(canvas.shape[1] * max(1.0, matrix[0, 0] / matrix[2, 2])) + 8)
@@ -189,17 +196,30 @@ class WordSynthesiser:
             margins[1] += int(rng.uniform(0, 0.4) * (size - tall))
         top, bottom = top - margins[0], bottom + margins[1]
         left, right = left - margins[2], right + margins[3]
+        side = rng.choices(SIDES, SIDE_WEIGHTS)[0]
+        shown = int(tall * rng.uniform(0.03, 0.16))
+        # Other lines come as near as they like; words beside keep a space, which the crop then shows.
+        space = shown + int(tall * rng.uniform(0.0, 0.25))
+        left, right = left - space * (side == "left"), right + space * (side == "right")
         crop = _window(canvas, top, bottom, left, right)
         if columns is not None:
             points = np.stack([columns, np.full_like(columns, border + height / 2)], -1)[None].astype(np.float32)
             columns = (cv2.perspectiveTransform(points, matrix)[0, :, 0] - left) / max(1, right - left)
-        neighbours = self._neighbours(rng, lang, face, style, crop.shape, tall) if rng.random() < 0.25 else None
+        neighbours = self._neighbours(rng, lang, face, style, crop.shape, tall, side, shown) if side else None
         return crop, neighbours, columns
 
     def _neighbours(
-        self, rng: random.Random, lang: str, face: Face, style: FontStyle, shape: tuple[int, ...], tall: int
+        self,
+        rng: random.Random,
+        lang: str,
+        face: Face,
+        style: FontStyle,
+        shape: tuple[int, ...],
+        tall: int,
+        side: str,
+        shown: int,
     ) -> np.ndarray | None:
-        """Pieces of the lines above and below, or of the words beside, that a crop often shows."""
+        """A piece, `shown` pixels of it, of the line above or below, or of the word beside, that a crop often shows."""
         text = self.sources[lang].sample(rng)
         if not covers(face, text):
             return None
@@ -208,20 +228,16 @@ class WordSynthesiser:
         except ValueError:
             return None
         height, width = shape
-        layer = np.zeros((height, width), np.uint8)
-        visible = int(rng.uniform(0.03, 0.14) * height)
-        side = rng.random()
-        if side < 0.4:
-            y, x = visible - other.shape[0], rng.randint(-other.shape[1] // 2, width // 2)
-        elif side < 0.8:
-            y, x = height - visible, rng.randint(-other.shape[1] // 2, width // 2)
-        elif side < 0.9:
-            y, x = (height - other.shape[0]) // 2, visible // 2 - other.shape[1]
+        y, x = (height - other.shape[0]) // 2, rng.randint(-other.shape[1] // 2, width // 2)
+        if side == "above":
+            y = shown - other.shape[0]
+        elif side == "below":
+            y = height - shown
+        elif side == "left":
+            x = shown - other.shape[1]
         else:
-            y, x = (height - other.shape[0]) // 2, width - visible // 2
-        part = _window(other, -y, height - y, -x, width - x)
-        layer[:] = part
-        return layer
+            x = width - shown
+        return _window(other, -y, height - y, -x, width - x)
 
 
 def _with_kashidas(rng: random.Random, text: str) -> str:
