@@ -178,13 +178,20 @@ class RefinerEncoder(nn.Module):
     def remember(self, spotted: SpotterOutput) -> RefinerEncoderOutput:
         """Memories of what was spotted."""
         head = self.spotter.head
-        prefix = self.prefix_memory(head.prototypes, spotted.top_k_ids, spotted.top_k_scores, head.scale)
+        ids, scores = spotted.top_k_ids, spotted.top_k_scores
+        if not torch.compiler.is_compiling():
+            # There are as many steps as frames, and far fewer characters: the steps that nobody reads are left out.
+            used = spotted.character_mask.sum(1).amax()
+            ids, scores = ids[:, :used], scores[:, :used]
+        prefix = self.prefix_memory(head.prototypes, ids, scores, head.scale)
         visual, visual_mask = self.visual_memory(spotted.feature_maps, spotted.column_mask)
         # As many prefix rows whatever the width, so that the decoder knows where they are.
-        spare = self.config.spotter_config.max_length - prefix.shape[1]
+        length = self.config.spotter_config.max_length
         return RefinerEncoderOutput(
-            last_hidden_state=torch.cat([F.pad(prefix, (0, 0, 0, spare)), visual], 1),
-            memory_mask=torch.cat([F.pad(spotted.character_mask, (0, spare)), visual_mask], 1),
+            last_hidden_state=torch.cat([F.pad(prefix, (0, 0, 0, length - prefix.shape[1])), visual], 1),
+            memory_mask=torch.cat(
+                [F.pad(spotted.character_mask, (0, length - spotted.character_mask.shape[1])), visual_mask], 1
+            ),
             loss=spotted.loss,
             hidden_states=spotted.hidden_states,
             attentions=spotted.attentions,
@@ -383,6 +390,9 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
         future = keys[None, :] > positions[:, None]
         causal = torch.zeros_like(future, dtype=states.dtype).masked_fill(future, torch.finfo(states.dtype).min)
         mask = additive_mask(memory_mask, states.dtype)
+        device = memory.device.type
+        if torch.is_autocast_enabled(device):
+            memory = memory.to(torch.get_autocast_dtype(device))  # once, not for each projection
         inputs, self_weights, cross_weights = [], [], []
         for layer in self.layers:
             inputs.append(states)
