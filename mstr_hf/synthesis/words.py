@@ -39,6 +39,10 @@ SYLLABLES = 150
 LOCALES = Path("/usr/share/locale")
 # Frequencies of words span six decades; this power lets rare words in and still favours those on every sign.
 FREQUENCY_POWER = 0.4
+# Signs are full of loan words, whose conjuncts are rare in running text: such a share of the words is drawn for a
+# conjunct that is chosen evenly, among those of at least so many words, of which so many are kept.
+CONJUNCT_SHARE = 0.3
+CONJUNCT_WORDS = (10, 150)
 
 # Percent of words, numbers, words with punctuation, random strings, single characters, pairs of words, and Latin
 # words among those of other scripts.
@@ -65,6 +69,7 @@ class WordSource:
         words: Dictionary words, NFC.
         cumulative: Running sum of the words' weights.
         syllables: Character -> grapheme clusters of the language that hold it, NFC.
+        conjuncts: Conjunct -> words that hold it; empty for scripts without a virama.
         latin: Common English words for the signs of another script; empty for Latin scripts.
     """
 
@@ -73,6 +78,7 @@ class WordSource:
     words: list[str] = field(repr=False)
     cumulative: list[float] = field(repr=False)
     syllables: dict[str, list[str]] = field(repr=False)
+    conjuncts: dict[str, list[str]] = field(repr=False)
     latin: list[str] = field(repr=False)
 
     def sample(self, rng: random.Random) -> str:
@@ -95,6 +101,8 @@ class WordSource:
                 return display(text)
 
     def _dictionary(self, rng: random.Random) -> str:
+        if self.conjuncts and rng.random() < CONJUNCT_SHARE:
+            return rng.choice(self.conjuncts[rng.choice(list(self.conjuncts))])
         return rng.choices(self.words, cum_weights=self.cumulative)[0]
 
     def _word(self, rng: random.Random) -> str:
@@ -201,7 +209,8 @@ def load_words(lang: str) -> WordSource:
     cumulative = list(itertools.accumulate(content["weights"]))
     characters = charset.characters | load_charset("en").characters
     latin = [] if charset.script == "Latn" else _latin_words()
-    return WordSource(charset, characters, content["words"], cumulative, content["syllables"], latin)
+    syllables, conjuncts = content["syllables"], content["conjuncts"]
+    return WordSource(charset, characters, content["words"], cumulative, syllables, conjuncts, latin)
 
 
 def _latin_words() -> list[str]:
@@ -482,7 +491,26 @@ def _compile(charset: Charset, sources: list[_List]) -> dict[str, Any]:
     words = sorted(frequencies, key=lambda word: (-frequencies[word], zlib.crc32(word.encode())))[:MAX_WORDS]
     rarest = min((frequency for frequency in frequencies.values() if frequency), default=1.0)
     weights = [round((max(frequencies[word], rarest) / rarest) ** FREQUENCY_POWER, 3) for word in words]
-    return {"words": words, "weights": weights, "syllables": _syllables(charset, words)}
+    return {
+        "words": words,
+        "weights": weights,
+        "syllables": _syllables(charset, words),
+        "conjuncts": _conjuncts(charset, words),
+    }
+
+
+def _conjuncts(charset: Charset, words: list[str]) -> dict[str, list[str]]:
+    """Conjunct -> words that hold it, the commonest first."""
+    if not charset.virama:
+        return {}
+    consonant = rf"\p{{Lo}}(?:{charset.nukta})?"
+    pattern = regex.compile(f"{consonant}(?:{charset.virama}{consonant})+")
+    holders: dict[str, list[str]] = defaultdict(list)
+    for word in words:
+        for conjunct in set(pattern.findall(word)):
+            holders[conjunct].append(word)
+    least, most = CONJUNCT_WORDS
+    return {conjunct: known[:most] for conjunct, known in holders.items() if len(known) >= least}
 
 
 def _syllables(charset: Charset, words: list[str]) -> dict[str, list[str]]:

@@ -5,7 +5,7 @@ import pytest
 from mstr_hf.charsets import load_charset
 from mstr_hf.models.text import display, normalise
 from mstr_hf.synthesis import words
-from mstr_hf.synthesis.words import MAX_LENGTH, WordsError, WordSource, character_histogram, load_words
+from mstr_hf.synthesis.words import CONJUNCT_SHARE, MAX_LENGTH, WordsError, WordSource, character_histogram, load_words
 
 LANGUAGES = ("en", "hi", "bn", "ta", "te", "ar")
 
@@ -167,3 +167,13 @@ def _load(lang: str) -> WordSource:
         return load_words(lang)
     except WordsError as error:
         pytest.skip(f"missing: {error}")
+
+
+@pytest.mark.parametrize(("lang", "conjunct"), [("hi", "स्ट"), ("bn", "ন্ট"), ("te", "ర్ట"), ("ta", "ண்ட")])
+def test_rare_conjuncts_are_drawn_as_well(lang, conjunct):
+    source = load_words(lang)
+    assert all(conjunct in word for word in source.conjuncts[conjunct])
+    rng = random.Random(0)
+    drawn = sum(conjunct in source.sample(rng) for _ in range(4000))
+    assert drawn > 4000 * CONJUNCT_SHARE / len(source.conjuncts) * 0.5
+    assert not load_words("en").conjuncts
