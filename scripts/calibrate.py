@@ -133,7 +133,8 @@ def read(model: RefinerModel, words: Words, gate_threshold: float, joiners: str)
     """Reads the words; the outcome has them in the order of the batches."""
     scores, right = [], []
     for batch, texts in words:
-        readings = model.recognise(batch["pixel_values"], batch["pixel_mask"], gate_threshold=gate_threshold)
+        settings = {"gate_threshold": gate_threshold, "num_views": 1}
+        readings = model.recognise(batch["pixel_values"], batch["pixel_mask"], **settings)
         for reading, text in zip(readings, texts, strict=True):
             scores.append(reading["score"])
             right.append(normalise(reading["text"], joiners) == text)

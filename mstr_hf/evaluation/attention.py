@@ -48,7 +48,7 @@ def explain(model: RefinerModel, processor: MSTRProcessor, image: Path, top_k: i
     """
     original = load_image(image)
     inputs = processor(images=[original], return_tensors="pt").to(model.device)
-    reading = model.recognise(**inputs, num_alternatives=top_k - 1, gate_threshold=_ALWAYS)[0]
+    reading = model.recognise(**inputs, num_alternatives=top_k - 1, gate_threshold=_ALWAYS, num_views=1)[0]
     characters = reading["characters"]
     bank = model.get_bank()
     ids = [bank.row(character["char"]) + TOKEN_OFFSET for character in characters]

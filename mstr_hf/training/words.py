@@ -397,7 +397,7 @@ def refiner_readings(model: RefinerModel, words: Sequence[Word], vocabulary: Voc
     """What the Refiner reads in each word, sure or not, normalised."""
 
     def read(batch: Batch) -> list[str]:
-        readings = model.recognise(batch["pixel_values"], batch["pixel_mask"], gate_threshold=2.0)
+        readings = model.recognise(batch["pixel_values"], batch["pixel_mask"], gate_threshold=2.0, num_views=1)
         return [normalise(reading["text"], vocabulary.joiners) for reading in readings]
 
     return _readings(read, model.device, words, vocabulary)

@@ -30,6 +30,7 @@ from mstr_hf.models.configuration_refiner import RefinerDecoderConfig
         (SpotterConfig, {"score_temperature": float("nan")}, "score_temperature is nan: give a number above 0"),
         (SpotterConfig, {"bank": {"characters": "a"}}, "bank has no subtypes, scripts, languages, joiners"),
         (RefinerConfig, {"freeze_spotter": "no"}, "Field 'freeze_spotter' expected bool, got str"),
+        (RefinerConfig, {"num_views": 0}, "num_views is 0: give 1 or more"),
         (RefinerConfig, {"gate_threshold": -0.5}, "gate_threshold is -0.5: give 0 or more"),
         (RefinerConfig, {"spotter_config": 5}, "Field 'spotter_config' with value 5"),
         (RefinerDecoderConfig, {"hidden_size": 10}, "hidden_size 10 is not a multiple of num_attention_heads 4"),

@@ -243,6 +243,22 @@ def test_gate_lets_sure_words_pass(trained, images, words):
     trained.config.gate_threshold = 1.0
 
 
+@pytest.mark.parametrize("num_alternatives", [0, 2])
+def test_words_below_the_gate_are_read_from_several_views(trained, bank, images, num_alternatives):
+    scores = trained.spotter.word_scores(trained.encoder.spot(**images)).detach()
+    settings = {"gate_threshold": scores.median().item(), "num_alternatives": num_alternatives}
+    once, voted = (trained.recognise(**images, **settings, num_views=number) for number in (1, 5))
+    unsure = (scores < settings["gate_threshold"]).tolist()
+    assert len(set(unsure)) == 2
+    for first, reading, voting in zip(once, voted, unsure, strict=True):
+        check_reading(reading, bank, num_alternatives)
+        assert reading["spotter_text"] == first["spotter_text"]
+        assert (reading == first) != voting
+    trained.config.num_views = 5
+    assert trained.recognise(**images, **settings) == voted
+    trained.config.num_views = 1
+
+
 @pytest.mark.parametrize("num_alternatives", [0, 3])
 @pytest.mark.parametrize("threshold", [0.0, 2.0])
 def test_languages_constrain_all_that_is_read(trained, bank, images, num_alternatives, threshold):

@@ -35,7 +35,7 @@ def test_temperature_makes_scores_as_frequent_as_they_say(script):
     config = SimpleNamespace(score_temperature=1.0, model_type="stub")
 
     class Model:
-        def recognise(self, pixel_values, pixel_mask, gate_threshold):
+        def recognise(self, pixel_values, pixel_mask, gate_threshold, num_views):
             score = 1 / (1 + math.exp(-4 / config.score_temperature))
             return [{"text": text, "score": score} for text in "aaaab"]
 

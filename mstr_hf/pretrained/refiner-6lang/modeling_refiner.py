@@ -28,6 +28,7 @@ from .layers import DecoderLayer, WholeCheckpointMixin, additive_mask, cosines, 
 from .modeling_spotter import IGNORED, TOKEN_OFFSET, SpotterModel, SpotterOutput
 from .prototype_bank import PrototypeBank
 from .text import display
+from .views import VIEWS
 
 PAD, BOS, EOS = 0, 1, 2
 SPECIAL_ROWS = 3
@@ -450,8 +451,9 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
         languages: Sequence[str] | None = None,
         num_alternatives: int = 0,
         gate_threshold: float | None = None,
+        num_views: int | None = None,
     ) -> list[dict[str, Any]]:
-        """Reads words: the Spotter first, then the Refiner where the Spotter is not sure.
+        """Reads words: the Spotter first, then the Refiner where the Spotter is not sure, from several views.
 
         Args:
             pixel_values: Grey images, `[B, 1, H, W]`, -1 to 1; W a multiple of 4.
@@ -460,6 +462,7 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
             num_alternatives: Other readings to give for each word and other characters for each character; refines
                 every word where above 0.
             gate_threshold: Words whose Spotter score is at least this are not refined; the config's where left out.
+            num_views: Views of a word that is below the threshold, each read, which vote; the config's where left out.
 
         Returns:
             A reading for each image: `text` (NFC), `score`, `script` (ISO 15924), `characters` (`char`, `score`,
@@ -470,7 +473,7 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
         """
         bank = self.get_bank()
         row_mask = None if languages is None else bank.language_mask(languages)
-        return self._recognise(bank, pixel_values, pixel_mask, row_mask, num_alternatives, gate_threshold)
+        return self._recognise(bank, pixel_values, pixel_mask, row_mask, num_alternatives, gate_threshold, num_views)
 
     @torch.no_grad()
     def _read(
@@ -496,6 +499,7 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
         row_mask: torch.Tensor | None,
         num_alternatives: int = 0,
         gate_threshold: float | None = None,
+        num_views: int | None = None,
     ) -> list[dict[str, Any]]:
         """:meth:`recognise`, with the bank and its rows that may be read."""
         if row_mask is not None:
@@ -514,11 +518,27 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
                 strict=True,
             )
         ]
-        chosen = (scores < threshold).nonzero()[:, 0] if not num_alternatives else torch.arange(len(readings))
+        unsure = (scores < threshold).nonzero()[:, 0]
+        chosen = torch.arange(len(readings), device=unsure.device) if num_alternatives else unsure
         if len(chosen):
-            refined = self._refine(bank, spotted, chosen.to(scores.device), row_mask, num_alternatives)
+            refined = self._refine(bank, spotted, chosen, row_mask, num_alternatives)
             for index, reading in zip(chosen.tolist(), refined, strict=True):
                 readings[index] = {**reading, "spotter_text": readings[index]["spotter_text"]}
+        views = VIEWS[1 : self.config.num_views if num_views is None else num_views]
+        if len(unsure) and views:
+            if pixel_mask is None:
+                pixel_mask = torch.ones_like(pixel_values[:, 0, 0], dtype=torch.bool)
+            row_mask = None if row_mask is None else row_mask[unsure]
+            ballots = [[readings[index]] for index in unsure.tolist()]
+            for view in views:
+                seen = self.encoder.spot(*view(pixel_values[unsure], pixel_mask[unsure].bool()), row_mask)
+                every = torch.arange(len(unsure), device=unsure.device)
+                for ballot, reading in zip(
+                    ballots, self._refine(bank, seen, every, row_mask, num_alternatives), strict=True
+                ):
+                    ballot.append(reading)
+            for index, ballot in zip(unsure.tolist(), ballots, strict=True):
+                readings[index] = _vote(ballot, num_alternatives)
         return readings
 
     def _refine(
@@ -592,6 +612,27 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
 def _text(bank: PrototypeBank, ids: Sequence[int]) -> str:
     """Token ids to the text that is shown."""
     return display("".join(bank.characters[index - TOKEN_OFFSET] for index in ids if index >= TOKEN_OFFSET))
+
+
+def _vote(ballot: Sequence[dict[str, Any]], num_alternatives: int) -> dict[str, Any]:
+    """What the views of a word agree on: the reading whose scores have the largest mean, which is its score."""
+    votes: dict[str, float] = {}
+    for reading in ballot:
+        votes[reading["text"]] = votes.get(reading["text"], 0.0) + reading["score"] / len(ballot)
+    text = max(votes, key=votes.__getitem__)
+    score = votes.pop(text)
+    chosen = max((reading for reading in ballot if reading["text"] == text), key=lambda reading: reading["score"])
+    for reading in ballot if num_alternatives else ():
+        for other in reading["alternatives"]:
+            if other["text"] != text:
+                votes[other["text"]] = votes.get(other["text"], 0.0) + other["score"] / len(ballot)
+    others = sorted(votes.items(), key=lambda vote: -vote[1])
+    return {
+        **chosen,
+        "score": score,
+        "alternatives": [{"text": other, "score": score} for other, score in others[:num_alternatives]],
+        "spotter_text": ballot[0]["spotter_text"],
+    }
 
 
 def _reading(

@@ -7,7 +7,7 @@ from transformers import Pipeline
 
 from .image_processing_mstr import ImageSource, load_image
 
-READING_OPTIONS = {"languages", "num_alternatives", "gate_threshold"}
+READING_OPTIONS = {"languages", "num_alternatives", "gate_threshold", "num_views"}
 
 
 class SceneTextRecognitionPipeline(Pipeline):
@@ -19,7 +19,7 @@ class SceneTextRecognitionPipeline(Pipeline):
     iterator. An image may be a path, bytes, PIL image, array or tensor; images of a batch may differ in size.
 
     Options, in the call or for all calls: `batch_size`, and those of `recognise`: `languages`, `num_alternatives`,
-    `gate_threshold`.
+    `gate_threshold`, `num_views`.
 
     Raises:
         TypeError: If an option is unknown.

@@ -1,0 +1,81 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mstr_hf.models.modeling_refiner import _vote
+from mstr_hf.models.views import VIEWS, View
+
+
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    """Two smooth images of 24 and 40 columns in a batch of 48."""
+    torch.manual_seed(0)
+    pixels = F.interpolate(torch.randn(2, 1, 8, 12), (32, 48), mode="bicubic")
+    mask = torch.arange(48) < torch.tensor([[24], [40]])
+    return pixels * mask[:, None, None], mask
+
+
+def test_the_first_view_is_the_image_itself(batch):
+    pixels, mask = VIEWS[0](*batch)
+    assert torch.equal(mask, batch[1][:, :40]) and torch.allclose(pixels, batch[0][..., :40], atol=1e-5)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_view_does_not_depend_on_the_rest_of_the_batch(batch, view):
+    together, mask = view(*batch)
+    assert together.shape[-1] == mask.shape[-1] and mask.shape[-1] % 4 == 0
+    assert not together[~mask[:, None, None].expand_as(together)].any()
+    for index, width in enumerate((24, 40)):
+        alone, own = view(batch[0][index : index + 1, ..., :width], batch[1][index : index + 1, :width])
+        seen = int(own.sum())
+        assert mask[index].sum() == seen
+        assert torch.allclose(alone[0, ..., :seen], together[index, ..., :seen], atol=1e-5)
+
+
+def test_widths_follow_crop_and_stretch(batch):
+    widths = {view: view(*batch)[1].sum(1).tolist() for view in (View(crop=0.125), View(stretch=0.5), View(crop=-0.25))}
+    assert widths == {
+        View(crop=0.125): [21, 43],  # (24 - 8, 40 - 8) enlarged by 32 / 24
+        View(stretch=0.5): [12, 20],
+        View(crop=-0.25): [27, 37],  # (24 + 16, 40 + 16) reduced by 32 / 48
+    }
+
+
+def test_a_crop_shows_the_middle_enlarged_and_padding_repeats_the_edge():
+    pixels, mask = torch.full((1, 1, 32, 32), -1.0), torch.ones(1, 32, dtype=torch.bool)
+    pixels[..., 8:24, 8:24] = 1.0
+    assert (View(crop=0.25)(pixels, mask)[0] == 1).float().mean() > 0.85
+    assert View(crop=-0.5)(pixels, mask)[0].mean() == pytest.approx(2 * 0.0625 - 1, abs=0.02)
+
+
+def test_turning_there_and_back_changes_little(batch):
+    there = View(angle=3.0)(*batch)
+    back, _ = View(angle=-3.0)(*there)
+    inner = slice(6, 26)
+    assert not torch.allclose(there[0][1, :, inner, 6:34], batch[0][1, :, inner, 6:34], atol=0.3)
+    assert torch.allclose(back[1, :, inner, 6:34], batch[0][1, :, inner, 6:34], atol=0.3)
+
+
+def test_a_single_column_can_be_viewed():
+    for view in VIEWS:
+        pixels, mask = view(torch.ones(1, 1, 32, 4), torch.tensor([[True, False, False, False]]))
+        assert mask.sum() >= 4 and torch.isfinite(pixels).all()
+
+
+def reading(text: str, score: float, *others: tuple[str, float]) -> dict:
+    alternatives = [{"text": other, "score": value} for other, value in others]
+    return {"text": text, "score": score, "alternatives": alternatives, "spotter_text": f"{text}?", "script": "Latn"}
+
+
+def test_views_vote_with_their_scores():
+    ballot = [reading("a", 0.5), reading("b", 0.3), reading("b", 0.4), reading("c", 0.1)]
+    assert _vote(ballot, 0) == reading("b", 0.7 / 4) | {"spotter_text": "a?"}
+    assert _vote(ballot[::2], 0)["text"] == "a"
+
+
+def test_alternatives_are_what_other_views_read():
+    ballot = [reading("a", 0.6, ("b", 0.2), ("c", 0.1)), reading("b", 0.4, ("a", 0.3), ("d", 0.1))]
+    voted = _vote(ballot, 2)
+    assert (voted["text"], voted["score"]) == ("a", 0.3)
+    assert [other["text"] for other in voted["alternatives"]] == ["b", "c"]
+    assert [other["score"] for other in voted["alternatives"]] == pytest.approx([0.3, 0.05])
