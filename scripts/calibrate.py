@@ -6,7 +6,8 @@ The data are synthetic words in fonts that training never saw. Temperature scali
 Calibration of Modern Neural Networks, 2017): one number divides all logits. As a word's score says whether
 the word is right, the number is chosen that gives the least negative log-likelihood of just that, for the
 Spotter and for the Refiner. The gate is then the lowest threshold that keeps 95% of the most that the
-Refiner gains over the Spotter at any threshold; 0, the Spotter alone, if it gains nothing.
+Refiner gains over the Spotter at any threshold; 0, the Spotter alone, if it gains nothing. What the views of
+the words below the gate agree on gets a temperature of its own.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from mstr_hf.models.configuration_refiner import RefinerConfig
 from mstr_hf.models.configuration_spotter import SpotterConfig
 from mstr_hf.models.modeling_refiner import RefinerModel
 from mstr_hf.models.text import normalise
+from mstr_hf.models.views import VIEWS
 from mstr_hf.synthesis.fonts import discover_fonts
 from mstr_hf.synthesis.synthetic_words import SyntheticWord, WordSynthesiser
 from mstr_hf.synthesis.words import load_words
@@ -60,6 +62,14 @@ class Outcome:
         scores = self.scores.clip(1e-4, 1 - 1e-4)
         return float(-np.log(np.where(self.right, scores, 1 - scores)).mean())
 
+    def of(self, words: np.ndarray) -> "Outcome":
+        """What became of some of the words, bool `[n]`."""
+        return Outcome(self.scores[words], self.right[words])
+
+    def at(self, temperature: float) -> "Outcome":
+        """The outcome at another `vote_temperature`."""
+        return Outcome(self.scores ** (1 / temperature), self.right)
+
 
 @dataclass(frozen=True)
 class Gate:
@@ -78,6 +88,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="folder of the trained Refiner; its config is changed")
     parser.add_argument("--fonts", nargs="*", default=[], help="folders with fonts beside the system's")
     parser.add_argument("--words", type=int, default=150, help="words a language")
+    parser.add_argument("--views", type=int, default=len(VIEWS), help="views of a word below the gate, 1 to 5")
     args = parser.parse_args()
 
     model = RefinerModel.from_pretrained(args.model).eval()
@@ -102,6 +113,15 @@ def main() -> None:
     for gate in gates:
         print(f"| {gate.threshold} | {gate.refined:.1%} | {gate.wrr:.1%} |")
     print(f"gate_threshold {config.gate_threshold}")
+    config.num_views, config.vote_temperature = args.views, 1.0
+    unsure = spotted.scores < config.gate_threshold
+    if args.views > 1 and unsure.any():
+        voted = read(model, words, REFINER, vocabulary.joiners, args.views).of(unsure)
+        outcomes = [(temperature, voted.at(temperature)) for temperature in TEMPERATURES]
+        config.vote_temperature, best = min(outcomes, key=lambda outcome: outcome[1].loss)
+        once, several = (100 * outcome.right.mean() for outcome in (refined.of(unsure), voted))
+        print(f"vote_temperature {config.vote_temperature}, negative log-likelihood {best.loss:.4f}")
+        print(f"words below the gate: WRR {once:.1f} as they are, {several:.1f} from {args.views} views")
     config.save_pretrained(args.model)
 
 
@@ -129,12 +149,12 @@ def fit_temperature(
     return outcomes[best]
 
 
-def read(model: RefinerModel, words: Words, gate_threshold: float, joiners: str) -> Outcome:
+def read(model: RefinerModel, words: Words, gate_threshold: float, joiners: str, num_views: int = 1) -> Outcome:
     """Reads the words; the outcome has them in the order of the batches."""
     scores, right = [], []
     for batch, texts in words:
-        settings = {"gate_threshold": gate_threshold, "num_views": 1}
-        readings = model.recognise(batch["pixel_values"], batch["pixel_mask"], **settings)
+        images = batch["pixel_values"], batch["pixel_mask"]
+        readings = model.recognise(*images, gate_threshold=gate_threshold, num_views=num_views)
         for reading, text in zip(readings, texts, strict=True):
             scores.append(reading["score"])
             right.append(normalise(reading["text"], joiners) == text)

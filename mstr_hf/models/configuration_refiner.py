@@ -54,6 +54,7 @@ class RefinerConfig(MSTRConfig):
         score_temperature: Divides the scaled cosines when scores are made; fitted on held-out data.
         gate_threshold: Words whose Spotter score is at least this are not refined; chosen on held-out data.
         num_views: Views that a word below the threshold is read from, at most 5; 1 reads it as it is.
+        vote_temperature: The score is what the views agree on, to the power of its inverse; fitted on held-out data.
         pad_token_id: Id of padding.
         bos_token_id: Id of the start of a word.
         eos_token_id: Id of the end of a word.
@@ -72,6 +73,7 @@ class RefinerConfig(MSTRConfig):
     score_temperature: float | int = 1.0
     gate_threshold: float | int = 1.0
     num_views: int = 1
+    vote_temperature: float | int = 1.0
     pad_token_id: int | None = 0
     bos_token_id: int | None = 1
     eos_token_id: int | list[int] | None = 2
@@ -88,6 +90,6 @@ class RefinerConfig(MSTRConfig):
 
     def validate_numbers(self) -> None:
         """Refuses numbers that are out of range."""
-        self._check_positive("logit_scale_init", "score_temperature")
+        self._check_positive("logit_scale_init", "score_temperature", "vote_temperature")
         self._check_numbers(0, "gate_threshold")
         self._check_numbers(1, "num_views")

@@ -538,7 +538,7 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
                 ):
                     ballot.append(reading)
             for index, ballot in zip(unsure.tolist(), ballots, strict=True):
-                readings[index] = _vote(ballot, num_alternatives)
+                readings[index] = _vote(ballot, num_alternatives, self.config.vote_temperature)
         return readings
 
     def _refine(
@@ -614,8 +614,12 @@ def _text(bank: PrototypeBank, ids: Sequence[int]) -> str:
     return display("".join(bank.characters[index - TOKEN_OFFSET] for index in ids if index >= TOKEN_OFFSET))
 
 
-def _vote(ballot: Sequence[dict[str, Any]], num_alternatives: int) -> dict[str, Any]:
-    """What the views of a word agree on: the reading whose scores have the largest mean, which is its score."""
+def _vote(ballot: Sequence[dict[str, Any]], num_alternatives: int, temperature: float) -> dict[str, Any]:
+    """What the views of a word agree on: the reading whose scores have the largest mean.
+
+    That mean is too low for a probability, as views that miss a word say little against what others read: it is
+    raised to the power of 1 / temperature.
+    """
     votes: dict[str, float] = {}
     for reading in ballot:
         votes[reading["text"]] = votes.get(reading["text"], 0.0) + reading["score"] / len(ballot)
@@ -629,8 +633,10 @@ def _vote(ballot: Sequence[dict[str, Any]], num_alternatives: int) -> dict[str, 
     others = sorted(votes.items(), key=lambda vote: -vote[1])
     return {
         **chosen,
-        "score": score,
-        "alternatives": [{"text": other, "score": score} for other, score in others[:num_alternatives]],
+        "score": score ** (1 / temperature),
+        "alternatives": [
+            {"text": other, "score": vote ** (1 / temperature)} for other, vote in others[:num_alternatives]
+        ],
         "spotter_text": ballot[0]["spotter_text"],
     }
 

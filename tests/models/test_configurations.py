@@ -30,6 +30,7 @@ from mstr_hf.models.configuration_refiner import RefinerDecoderConfig
         (SpotterConfig, {"score_temperature": float("nan")}, "score_temperature is nan: give a number above 0"),
         (SpotterConfig, {"bank": {"characters": "a"}}, "bank has no subtypes, scripts, languages, joiners"),
         (RefinerConfig, {"freeze_spotter": "no"}, "Field 'freeze_spotter' expected bool, got str"),
+        (RefinerConfig, {"vote_temperature": 0}, "vote_temperature is 0: give a number above 0"),
         (RefinerConfig, {"num_views": 0}, "num_views is 0: give 1 or more"),
         (RefinerConfig, {"gate_threshold": -0.5}, "gate_threshold is -0.5: give 0 or more"),
         (RefinerConfig, {"spotter_config": 5}, "Field 'spotter_config' with value 5"),

@@ -69,13 +69,13 @@ def reading(text: str, score: float, *others: tuple[str, float]) -> dict:
 
 def test_views_vote_with_their_scores():
     ballot = [reading("a", 0.5), reading("b", 0.3), reading("b", 0.4), reading("c", 0.1)]
-    assert _vote(ballot, 0) == reading("b", 0.7 / 4) | {"spotter_text": "a?"}
-    assert _vote(ballot[::2], 0)["text"] == "a"
+    assert _vote(ballot, 0, 1.0) == reading("b", 0.7 / 4) | {"spotter_text": "a?"}
+    assert _vote(ballot[::2], 0, 1.0)["text"] == "a"
 
 
 def test_alternatives_are_what_other_views_read():
     ballot = [reading("a", 0.6, ("b", 0.2), ("c", 0.1)), reading("b", 0.4, ("a", 0.3), ("d", 0.1))]
-    voted = _vote(ballot, 2)
-    assert (voted["text"], voted["score"]) == ("a", 0.3)
+    voted = _vote(ballot, 2, 2.0)
+    assert (voted["text"], voted["score"]) == ("a", 0.3**0.5)
     assert [other["text"] for other in voted["alternatives"]] == ["b", "c"]
-    assert [other["score"] for other in voted["alternatives"]] == pytest.approx([0.3, 0.05])
+    assert [other["score"] for other in voted["alternatives"]] == pytest.approx([0.3**0.5, 0.05**0.5])

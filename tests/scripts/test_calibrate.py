@@ -100,7 +100,7 @@ def test_run_changes_nothing_but_the_config(script, tiny_refiner, tmp_path, monk
     script.main()
 
     # Random weights read nothing right: the Refiner gains nothing.
-    expected = before | {"score_temperature": 1.2, "gate_threshold": 0.0}
+    expected = before | {"score_temperature": 1.2, "gate_threshold": 0.0, "num_views": 5}
     expected["spotter_config"]["score_temperature"] = 1.2
     after = json.loads((tmp_path / "config.json").read_text())
     assert without_dtype(after) == without_dtype(expected)
@@ -113,3 +113,10 @@ def without_dtype(config: dict) -> dict:
     """The precision, which loading writes into the parts' configs too."""
     parts = {name: without_dtype(part) for name, part in config.items() if isinstance(part, dict)}
     return {name: value for name, value in (config | parts).items() if name != "dtype"}
+
+
+def test_votes_get_a_temperature(script):
+    """Nine in ten are right; 0.8 on average is the score, 0.8 ** (1 / 2) would be nearest to 0.9."""
+    voted = outcome(script, [0.8] * 11, [1] * 9 + [0] * 2).of(np.arange(11) < 10)
+    losses = {temperature: voted.at(temperature).loss for temperature in script.TEMPERATURES}
+    assert min(losses, key=losses.get) == pytest.approx(2.0, abs=0.15)
