@@ -1,20 +1,19 @@
 """Adds a language to a trained checkpoint: new rows in its bank, if wanted some tuning; the weights keep their size.
 
     python scripts/add_language.py --checkpoint mstr_hf/pretrained/refiner-6lang --lang kn --output_dir runs/kn \
-        --spotter_steps 2000 --refiner_steps 500
+        --steps 3000
 
 The language needs a charset (mstr_hf/charsets), fonts and a word list: see "Add a language" in the README. The stages:
 
     fonts        which fonts draw the language, and what none of them draws
     rows         a row for each new character; old rows stay as they are
     before       reading of all languages with the rows only, and of the old ones without them
-    spotter      tunes the Spotter on words of the new language and, in part, of the old ones
-    refiner      tunes the Refiner on that Spotter
+    tune         trains Spotter and Refiner together on words of the new language and, in part, of the old ones
     after        reading of all languages after tuning
     checkpoint   the new checkpoint with its card, ready for the Hub
 
 Each leaves its result in OUTPUT_DIR/STAGE.json. A run that was stopped goes on when it is started again; `--stage` runs
-one stage alone. Without tuning steps, spotter, refiner and after are left out.
+one stage alone. Without steps of tuning, tune and after are left out.
 """
 
 from __future__ import annotations
@@ -41,7 +40,6 @@ from mstr_hf.hub.publish import assemble
 from mstr_hf.models.image_processing_mstr import MAX_RATIO, load_image
 from mstr_hf.models.modeling_mclip import MCLIPModel
 from mstr_hf.models.modeling_refiner import RefinerModel
-from mstr_hf.models.modeling_spotter import SpotterModel
 from mstr_hf.models.prototype_bank import PrototypeBank
 from mstr_hf.synthesis.cache import read_json, write_json
 from mstr_hf.synthesis.characters import CharacterSynthesiser
@@ -100,13 +98,13 @@ class LanguageArguments:
     mclip: str | None = field(default=None, metadata={"help": "Folder of the mCLIP that made the checkpoint's bank."})
     row_words: int = field(default=3000, metadata={"help": "Rendered words that the Spotter makes rows of."})
     row_crops: int = field(default=64, metadata={"help": "Renderings a character that mCLIP makes rows of."})
-    spotter_steps: int = field(default=0, metadata={"help": "Steps of tuning of the Spotter."})
-    refiner_steps: int = field(default=0, metadata={"help": "Steps of tuning of the Refiner."})
+    steps: int = field(default=0, metadata={"help": "Steps of tuning of Spotter and Refiner."})
     replay: float = field(default=0.5, metadata={"help": "Share of old languages in tuning, so as not to forget them."})
     batch_size: int = field(default=64, metadata={"help": "Words a step."})
     learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate of tuning."})
     warmup_steps: int = field(default=50, metadata={"help": "Steps of linear warm-up; cosine decay to 0 follows."})
     severity: float = field(default=0.9, metadata={"help": "Upper end of the degradation budget, 0 to 1."})
+    bf16: bool = field(default=False, metadata={"help": "Tune in bfloat16 autocast; weights stay in float32."})
     num_workers: int = field(default=1, metadata={"help": "Processes that synthesise words for tuning."})
     save_steps: int = field(default=100, metadata={"help": "Steps between the tuning's checkpoints."})
     eval_words: int = field(default=100, metadata={"help": "Synthetic words a language, in fonts kept for evaluation."})
@@ -146,11 +144,6 @@ class Run:
         self.vocabulary: Vocabulary = extended_vocabulary(self.old_bank, self.charset)
         self._index: FontIndex | None = None
 
-    @property
-    def tunes(self) -> bool:
-        """Whether any weight is trained."""
-        return bool(self.args.spotter_steps or self.args.refiner_steps)
-
     def result(self, stage: str) -> dict[str, Any] | None:
         """What a stage has left, if it was run with the options of now.
 
@@ -161,7 +154,7 @@ class Run:
         options = self.options(stage)
         if kept is None or kept["options"] == options:
             return kept
-        if stage in ("spotter", "refiner"):
+        if stage == "tune":
             changed = [name for name, value in options.items() if kept["options"].get(name) != value]
             raise ValueError(
                 f"{self.folder / stage} was trained with another {', '.join(changed)}: name another --output_dir, or "
@@ -203,17 +196,13 @@ class Run:
 
     def tuned(self) -> RefinerModel:
         """The checkpoint after tuning; with the new rows only if there was none."""
-        model = RefinerModel.from_pretrained(self.args.checkpoint, dtype=torch.float32)
+        source = self.args.checkpoint
+        if self.args.steps:
+            self.needed("tune")
+            source = str(self.folder / "tune/final")
+        model = RefinerModel.from_pretrained(source, dtype=torch.float32)
         model.set_bank(self.bank())
-        if self.args.spotter_steps:
-            self.needed("spotter")
-            model.spotter.load_state_dict(SpotterModel.from_pretrained(self.folder / "spotter/final").state_dict())
-        if self.args.refiner_steps:
-            self.needed("refiner")
-            model.load_state_dict(RefinerModel.from_pretrained(self.folder / "refiner/final").state_dict())
-        if self.tunes:
-            # From now on these are rows that the weights were trained with.
-            model.set_bank(model.get_bank(), base=True)
+        model.config.freeze_spotter = self.model.config.freeze_spotter
         return model.eval()
 
     def options(self, stage: str) -> dict[str, Any]:
@@ -323,60 +312,45 @@ def before_stage(run: Run) -> dict[str, Any]:
     return {"original": old, "rows": with_rows, "parameters": model.num_parameters()}
 
 
-def spotter_stage(run: Run) -> dict[str, Any]:
-    """Tunes the Spotter."""
-    spotter = run.model.spotter.requires_grad_(True)  # inside a Refiner it is frozen
-    spotter.set_bank(run.bank(), base=True)
-    tune(run, "spotter", spotter, run.args.spotter_steps, frames=True)
-    return {}
-
-
-def refiner_stage(run: Run) -> dict[str, Any]:
-    """Tunes the Refiner on the Spotter, which stays as it is."""
-    model = RefinerModel.from_pretrained(run.args.checkpoint, dtype=torch.float32)
-    model.set_bank(run.bank(), base=True)
-    if run.args.spotter_steps:
-        run.needed("spotter")
-        model.spotter.load_state_dict(SpotterModel.from_pretrained(run.folder / "spotter/final").state_dict())
-    tune(run, "refiner", model.train(), run.args.refiner_steps, frames=False)
-    return {}
-
-
-def tune(run: Run, stage: str, model: Any, steps: int, frames: bool) -> None:
-    """Trains a model in OUTPUT_DIR/STAGE, from its newest checkpoint if there is one."""
-    args, folder = run.args, run.folder / stage
+def tune_stage(run: Run) -> dict[str, Any]:
+    """Trains Spotter and Refiner together in `tune`, from its newest checkpoint if there is one."""
+    args, folder = run.args, run.folder / "tune"
     begun = any(folder.glob("checkpoint-*"))
-    if begun and read_json(folder / "options.json") != run.options(stage):
+    if begun and read_json(folder / "options.json") != run.options("tune"):
         raise ValueError(f"{folder} was begun with other options: name another --output_dir, or remove {folder}")
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "options.json", run.options(stage))
+    write_json(folder / "options.json", run.options("tune"))
     set_seed(args.seed)
+    model = RefinerModel.from_pretrained(args.checkpoint, dtype=torch.float32)
+    # From now on these are rows that the weights are trained with.
+    model.set_bank(run.bank(), base=True)
+    model.config.freeze_spotter = False
     old = run.old_bank.all_languages
     weights = dict.fromkeys(old, args.replay / len(old)) | {args.lang: 1 - args.replay}
     train = run.words("train", args.severity, {lang: weight for lang, weight in weights.items() if weight})
 
     def batches(first: int, process: int, processes: int) -> Iterator[Batch]:
-        for batch in word_batches(
+        return word_batches(
             train, run.vocabulary, args.batch_size, args.seed, args.num_workers, first, process, processes
-        ):
-            # Where characters stand is for the Spotter's frames only.
-            yield batch if frames else {name: part for name, part in batch.items() if name != "frame_labels"}
+        )
 
     training = TrainingArguments(
         output_dir=str(folder),
-        max_steps=steps,
+        max_steps=args.steps,
         batch_size=args.batch_size,
         learning_rate=args.learning_rate,
         warmup_steps=args.warmup_steps,
+        bf16=args.bf16,
         seed=args.seed,
         num_workers=args.num_workers,
         log_steps=10,
         save_steps=args.save_steps,
         resume=begun,
     )
-    Trainer(training, model, batches).train()
+    Trainer(training, model.requires_grad_(True).train(), batches).train()
     if not (folder / "final").is_dir():
-        raise SystemExit(f"{stage} was told to stop: start the same command again to go on")
+        raise SystemExit("tune was told to stop: start the same command again to go on")
+    return {}
 
 
 def after_stage(run: Run) -> dict[str, Any]:
@@ -393,7 +367,7 @@ def checkpoint_stage(run: Run) -> dict[str, Any]:
     """Writes the new checkpoint with its card."""
     before = run.needed("before")
     states = {"before": before["original"], "rows only": before["rows"]}
-    if run.tunes:
+    if run.args.steps:
         states["tuned"] = run.needed("after")["tuned"]
     model = run.tuned()
     parameters = before["parameters"], model.num_parameters()
@@ -402,7 +376,7 @@ def checkpoint_stage(run: Run) -> dict[str, Any]:
     (folder / "README.md").write_text(card(run, states, parameters), encoding="utf-8")
     print(f"parameters before and after: {parameters[0]:,} and {parameters[1]:,}")
     for split, languages in states["before"].items():
-        last = states["tuned" if run.tunes else "rows only"][split]
+        last = states["tuned" if run.args.steps else "rows only"][split]
         for lang, figures in languages.items():
             loss = figures["refiner"]["wrr"] - last[lang]["refiner"]["wrr"]
             if loss > TOLERATED_LOSS:
@@ -535,14 +509,10 @@ def card(run: Run, states: dict[str, dict[str, Figures]], parameters: tuple[int,
     )
     base = Path(args.checkpoint).name if Path(args.checkpoint).is_dir() else args.checkpoint
     made = [f"- {len(own)} from {WAYS[way]}: {' '.join(own)}" for way, own in rows["sources"].items() if own]
-    steps = [
-        f"{count:,} steps of the {part} with {args.batch_size} words each"
-        for part, count in (("Spotter", args.spotter_steps), ("Refiner", args.refiner_steps))
-        if count
-    ]
     tuning = (
-        f"Then came {' and '.join(steps)}, synthetic ones, {args.replay:.0%} of them of the old languages."
-        if steps
+        f"Then came {args.steps:,} steps of training with {args.batch_size} words each, synthetic ones, "
+        f"{args.replay:.0%} of them of the old languages."
+        if args.steps
         else "No weight was changed."
     )
     return f"""---
@@ -591,8 +561,7 @@ STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {
     "fonts": fonts_stage,
     "rows": rows_stage,
     "before": before_stage,
-    "spotter": spotter_stage,
-    "refiner": refiner_stage,
+    "tune": tune_stage,
     "after": after_stage,
     "checkpoint": checkpoint_stage,
 }
@@ -600,18 +569,15 @@ STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {
 # The options that make a stage's result what it is.
 _FONTS = ("lang", "fonts")
 _ROWS = (*_FONTS, "checkpoint", "rows", "mclip", "row_words", "row_crops", "severity")
-_TUNING = ("batch_size", "learning_rate", "warmup_steps", "replay", "seed")
-_SPOTTER = (*_ROWS, *_TUNING, "spotter_steps")
-_REFINER = (*_SPOTTER, "refiner_steps")
+_TUNING = (*_ROWS, "batch_size", "learning_rate", "warmup_steps", "replay", "seed", "bf16", "steps")
 _EVALUATION = ("eval_words", "manifests")
 _OPTIONS: dict[str, tuple[str, ...]] = {
     "fonts": _FONTS,
     "rows": _ROWS,
     "before": (*_ROWS, *_EVALUATION),
-    "spotter": _SPOTTER,
-    "refiner": _REFINER,
-    "after": (*_REFINER, *_EVALUATION),
-    "checkpoint": (*_REFINER, *_EVALUATION),
+    "tune": _TUNING,
+    "after": (*_TUNING, *_EVALUATION),
+    "checkpoint": (*_TUNING, *_EVALUATION),
 }
 
 
@@ -626,9 +592,8 @@ def main() -> None:
     try:
         (args,) = parser.parse_args_into_dataclasses()
         run = Run(args)
-        untuned = {"spotter": not args.spotter_steps, "refiner": not args.refiner_steps, "after": not run.tunes}
         for stage in [args.stage] if args.stage else STAGES:
-            if untuned.get(stage):
+            if stage in ("tune", "after") and not args.steps:
                 continue
             if run.result(stage) is not None:
                 print(f"-- {stage}: done before, in {run.folder / stage}.json")

@@ -56,17 +56,17 @@ def test_killed_and_resumed_to_a_checkpoint(environment, tiny_checkpoint, tmp_pa
         )
     )
     options = ["--checkpoint", tiny_checkpoint, "--lang", "ar", "--output_dir", output, "--row_words", 80]
-    options += ["--eval_words", 2, "--manifests", manifest, "--spotter_steps", 20, "--refiner_steps", 2]
+    options += ["--eval_words", 2, "--manifests", manifest, "--steps", 20]
     options += ["--batch_size", 2, "--num_workers", 0, "--save_steps", 2]
 
     command = [sys.executable, SCRIPT, *map(str, options)]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-        while process.poll() is None and not any((output / "spotter").glob("checkpoint-*")):
+        while process.poll() is None and not any((output / "tune").glob("checkpoint-*")):
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         said = process.stdout.read().decode()
-    assert any((output / "spotter").glob("checkpoint-*")), said
-    assert not (output / "spotter.json").exists()
+    assert any((output / "tune").glob("checkpoint-*")), said
+    assert not (output / "tune.json").exists()
 
     second = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert second.returncode == 0, second.stderr[-3000:]
@@ -74,7 +74,7 @@ def test_killed_and_resumed_to_a_checkpoint(environment, tiny_checkpoint, tmp_pa
         assert f"-- {stage}: done before" in second.stdout
     starts = [
         json.loads(line)
-        for line in (output / "spotter" / "log.jsonl").read_text().splitlines()
+        for line in (output / "tune" / "log.jsonl").read_text().splitlines()
         if '"start"' in line
     ]
     assert [start["step"] > 0 for start in starts] == [False, True]
@@ -85,9 +85,9 @@ def test_killed_and_resumed_to_a_checkpoint(environment, tiny_checkpoint, tmp_pa
     assert after.digest(len(before)) == before.digest()
     assert PrototypeBank.from_pretrained(output / "checkpoint").digest() == after.digest()
     assert new.num_parameters() == old.num_parameters()
-    # Spotter and Refiner were tuned, and the Refiner holds that very Spotter.
-    assert new.spotter.config.base_digest == after.digest()
-    tuned = RefinerModel.from_pretrained(output / "refiner" / "final")
+    # Spotter and Refiner were tuned.
+    assert new.spotter.config.base_digest == after.digest() and new.config.freeze_spotter
+    tuned = RefinerModel.from_pretrained(output / "tune" / "final")
     for name, tensor in new.state_dict().items():
         assert torch.equal(tensor, tuned.state_dict()[name])
     changed = [name for name, tensor in old.named_parameters() if not torch.equal(tensor, new.get_parameter(name))]
@@ -103,15 +103,15 @@ def test_killed_and_resumed_to_a_checkpoint(environment, tiny_checkpoint, tmp_pa
     assert "ar" not in json.loads((output / "before.json").read_text())["original"]["synthetic"]
     card = ModelCard.load(output / "checkpoint" / "README.md")
     assert card.data.language == ["en", "hi", "ar"]
-    for part in ("Arabic", "| photos | words | before | rows only | tuned |", "20 steps of the Spotter"):
+    for part in ("Arabic", "| photos | words | before | rows only | tuned |", "20 steps of training"):
         assert part in card.text
 
     # Nothing is left to do; another tuning is not mixed into this one.
     capsys.readouterr()
     run_here(monkeypatch, *options)
-    assert capsys.readouterr().out.count("done before") == 7
+    assert capsys.readouterr().out.count("done before") == 6
     with pytest.raises(SystemExit):
-        run_here(monkeypatch, *options, "--learning_rate", 0.1, "--stage", "spotter")
+        run_here(monkeypatch, *options, "--learning_rate", 0.1, "--stage", "tune")
     assert "trained with another learning_rate" in capsys.readouterr().err.splitlines()[-1]
 
 
