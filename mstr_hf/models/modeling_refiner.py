@@ -331,8 +331,7 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
         decoded = self._decode(decoder_input_ids, memory, memory_mask, past_key_values)
         logits = self._logits(decoded.last_hidden_state)
         if row_mask is not None:
-            allowed = F.pad(row_mask[..., None, :].to(logits.device), (TOKEN_OFFSET, 0), value=True)
-            logits = logits.masked_fill(~allowed, torch.finfo(logits.dtype).min)
+            logits = self._allow(logits, row_mask[..., None, :])
         loss = None
         if labels is not None:
             targets = F.pad(labels, (0, 1), value=IGNORED)
@@ -410,6 +409,11 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
         outputs[..., EOS] = logits[..., EOS]
         outputs[..., TOKEN_OFFSET:] = logits[..., SPECIAL_ROWS:]
         return outputs
+
+    def _allow(self, logits: torch.Tensor, row_mask: torch.Tensor) -> torch.Tensor:
+        """Logits `[..., V]` without those of bank rows that may not be read, by a mask `[..., N]`."""
+        allowed = F.pad(row_mask.to(logits.device), (TOKEN_OFFSET, 0), value=True)
+        return logits.masked_fill(~allowed, torch.finfo(logits.dtype).min)
 
     def _embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Token ids `[B, T]` to decoder states `[B, T, C]`, through the bank."""
@@ -504,9 +508,12 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
                 strict=True,
             )
         ]
-        chosen = (scores < threshold).nonzero()[:, 0] if not num_alternatives else torch.arange(len(readings))
+        chosen = (scores < (2 if num_alternatives else threshold)).nonzero()[:, 0]
         if len(chosen):
-            refined = self._refine(bank, spotted, chosen.to(scores.device), row_mask, num_alternatives)
+            # The longest first: words leave the decoder's batch from its end.
+            lengths = spotted.character_mask.sum(1)
+            chosen = chosen[lengths[chosen].argsort(descending=True)]
+            refined = self._refine(bank, spotted, chosen, row_mask, num_alternatives)
             for index, reading in zip(chosen.tolist(), refined, strict=True):
                 readings[index] = {**reading, "spotter_text": readings[index]["spotter_text"]}
         return readings
@@ -520,16 +527,82 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
         num_alternatives: int,
     ) -> list[dict[str, Any]]:
         """Decodes the chosen words; greedily, or with beams where alternatives are asked for."""
+        length = int(spotted.character_mask[chosen].sum(1).max())  # of the longest; the rest is padding
         memory = self.encoder.remember(
             SpotterOutput(
-                top_k_ids=spotted.top_k_ids[chosen],
-                top_k_scores=spotted.top_k_scores[chosen],
-                character_mask=spotted.character_mask[chosen],
+                top_k_ids=spotted.top_k_ids[chosen, :length],
+                top_k_scores=spotted.top_k_scores[chosen, :length],
+                character_mask=spotted.character_mask[chosen, :length],
                 feature_maps=tuple(level[chosen] for level in spotted.feature_maps),
                 column_mask=spotted.column_mask[chosen],
             )
         )
         row_mask = None if row_mask is None else row_mask[chosen]
+        if num_alternatives:
+            return self._search(bank, memory, row_mask, num_alternatives)
+        sequences, chances = self._decode_greedily(memory, row_mask)
+        written = sequences != EOS
+        return [
+            _reading(bank, [[id_] for id_ in ids[:count]], [[value] for value in values[:count]], score, 0)
+            for ids, values, count, score in zip(
+                sequences.tolist(),
+                chances.exp().tolist(),
+                written.sum(1).tolist(),
+                chances.sum(1).exp().tolist(),
+                strict=True,
+            )
+        ]
+
+    def _decode_greedily(
+        self, memory: RefinerEncoderOutput, row_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Greedy decoding of B words; those at the end of the batch leave it once they are written.
+
+        Args:
+            memory: Their memory, the longest words first.
+            row_mask: Bank rows that may be read, bool `[B, N]`.
+
+        Returns:
+            Token ids, with the end from the end on, and their log-probabilities, 0 behind the end, `[B, L]` each.
+        """
+        limit = self.config.spotter_config.max_length + 1
+        states, memory_mask = memory.last_hidden_state, memory.memory_mask
+        left = len(states)
+        sequences = torch.full((left, limit), EOS, device=states.device)
+        chances = torch.zeros((left, limit), device=states.device)
+        ids = torch.full((left, 1), BOS, device=states.device)
+        ended = torch.zeros(left, dtype=torch.bool, device=states.device)
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        for step in range(limit):
+            decoded = self._decode(ids, states[:left], memory_mask[:left], cache)
+            logits = self._logits(decoded.last_hidden_state)[:, 0]
+            if row_mask is not None:
+                logits = self._allow(logits, row_mask[:left])
+            log_probs = (logits / self.config.score_temperature).log_softmax(-1)
+            best = logits.argmax(-1) if step < limit - 1 else torch.full_like(ids[:, 0], EOS)
+            best = best.masked_fill(ended, EOS)
+            sequences[:left, step] = best
+            chances[:left, step] = log_probs.gather(-1, best[:, None])[:, 0].masked_fill(ended, 0)
+            ended = best == EOS
+            running = (~ended).nonzero()
+            if not len(running):
+                break
+            shorter = int(running.max()) + 1
+            if shorter < left:
+                left = shorter
+                for layer in (*cache.self_attention_cache.layers, *cache.cross_attention_cache.layers):
+                    layer.keys, layer.values = layer.keys[:left], layer.values[:left]
+            ids, ended = best[:left, None], ended[:left]
+        return sequences, chances
+
+    def _search(
+        self,
+        bank: PrototypeBank,
+        memory: RefinerEncoderOutput,
+        row_mask: torch.Tensor | None,
+        num_alternatives: int,
+    ) -> list[dict[str, Any]]:
+        """Searches with beams."""
         beams = num_alternatives + 1
         sequences = self.generate(
             encoder_outputs=RefinerEncoderOutput(**memory),  # generate repeats its entries for the beams, in place
