@@ -339,8 +339,7 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
         decoded = self._decode(decoder_input_ids, memory, memory_mask, past_key_values)
         logits = self._logits(decoded.last_hidden_state)
         if row_mask is not None:
-            allowed = F.pad(row_mask[..., None, :].to(logits.device), (TOKEN_OFFSET, 0), value=True)
-            logits = logits.masked_fill(~allowed, torch.finfo(logits.dtype).min)
+            logits = self._allow(logits, row_mask[..., None, :])
         loss = None
         if labels is not None:
             targets = F.pad(labels, (0, 1), value=IGNORED)
@@ -421,6 +420,11 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
         outputs[..., EOS] = logits[..., EOS]
         outputs[..., TOKEN_OFFSET:] = logits[..., SPECIAL_ROWS:]
         return outputs
+
+    def _allow(self, logits: torch.Tensor, row_mask: torch.Tensor) -> torch.Tensor:
+        """Logits `[..., V]` without those of bank rows that may not be read, by a mask `[..., N]`."""
+        allowed = F.pad(row_mask.to(logits.device), (TOKEN_OFFSET, 0), value=True)
+        return logits.masked_fill(~allowed, torch.finfo(logits.dtype).min)
 
     def _embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Token ids `[B, T]` to decoder states `[B, T, C]`, through the bank."""
@@ -549,7 +553,10 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
         row_mask: torch.Tensor | None,
         num_alternatives: int,
     ) -> list[dict[str, Any]]:
-        """Decodes the chosen words; greedily, or with beams where alternatives are asked for."""
+        """Decodes the chosen words, in that order; greedily, or with beams where alternatives are asked for."""
+        # The longest first: words leave the decoder's batch from its end.
+        order = spotted.character_mask[chosen].sum(1).argsort(descending=True)
+        chosen = chosen[order]
         memory = self.encoder.remember(
             SpotterOutput(
                 top_k_ids=spotted.top_k_ids[chosen],
@@ -560,6 +567,70 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
             )
         )
         row_mask = None if row_mask is None else row_mask[chosen]
+        if num_alternatives:
+            readings = self._search(bank, memory, row_mask, num_alternatives)
+        else:
+            sequences, chances = self._decode_greedily(memory, row_mask)
+            counts = (sequences != EOS).sum(1).tolist()
+            scores = chances.sum(1).exp().tolist()
+            readings = [
+                _reading(bank, [[id_] for id_ in ids[:count]], [[value] for value in values[:count]], score, 0)
+                for ids, values, count, score in zip(
+                    sequences.tolist(), chances.exp().tolist(), counts, scores, strict=True
+                )
+            ]
+        return [readings[place] for place in order.argsort().tolist()]
+
+    def _decode_greedily(
+        self, memory: RefinerEncoderOutput, row_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Greedy decoding of B words; those at the end of the batch leave it once they are written.
+
+        Args:
+            memory: Their memory, the longest words first.
+            row_mask: Bank rows that may be read, bool `[B, N]`.
+
+        Returns:
+            Token ids, with the end from the end on, and their log-probabilities, 0 behind the end, `[B, L]` each.
+        """
+        limit = self.config.spotter_config.max_length + 1
+        states, memory_mask = memory.last_hidden_state, memory.memory_mask
+        left = len(states)
+        sequences = torch.full((left, limit), EOS, device=states.device)
+        chances = torch.zeros((left, limit), device=states.device)
+        ids = torch.full((left, 1), BOS, device=states.device)
+        ended = torch.zeros(left, dtype=torch.bool, device=states.device)
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        for step in range(limit):
+            decoded = self._decode(ids, states[:left], memory_mask[:left], cache)
+            logits = self._logits(decoded.last_hidden_state)[:, 0]
+            if row_mask is not None:
+                logits = self._allow(logits, row_mask[:left])
+            log_probs = (logits / self.config.score_temperature).log_softmax(-1)
+            best = logits.argmax(-1) if step < limit - 1 else torch.full_like(ids[:, 0], EOS)
+            best = best.masked_fill(ended, EOS)
+            sequences[:left, step] = best
+            chances[:left, step] = log_probs.gather(-1, best[:, None])[:, 0].masked_fill(ended, 0)
+            ended = best == EOS
+            running = (~ended).nonzero()
+            if not len(running):
+                break
+            shorter = int(running.max()) + 1
+            if shorter < left:
+                left = shorter
+                for layer in (*cache.self_attention_cache.layers, *cache.cross_attention_cache.layers):
+                    layer.keys, layer.values = layer.keys[:left], layer.values[:left]
+            ids, ended = best[:left, None], ended[:left]
+        return sequences, chances
+
+    def _search(
+        self,
+        bank: PrototypeBank,
+        memory: RefinerEncoderOutput,
+        row_mask: torch.Tensor | None,
+        num_alternatives: int,
+    ) -> list[dict[str, Any]]:
+        """Searches with beams."""
         beams = num_alternatives + 1
         sequences = self.generate(
             encoder_outputs=RefinerEncoderOutput(**memory),  # generate repeats its entries for the beams, in place
