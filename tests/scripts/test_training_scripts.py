@@ -173,6 +173,23 @@ def test_refiner_and_spotter_together(run, refiner):
     assert not torch.equal(before[name], after[name])
 
 
+def test_banks_are_compared_from_equal_starts(run, bank):
+    folder = bank.with_name("banks")
+    printed = run("compare_banks", "--bank", bank, "--output_dir", folder, *WORDS, "--architecture", SHAPE)
+    table = (folder / "table.md").read_text()
+    assert printed.strip().endswith(table.strip())
+    assert len(table.splitlines()) == 7 and "| random unit rows, frozen |" in table
+    arms = {arm: load_file(folder / arm / "final/model.safetensors") for arm in ("mclip", "random", "learned")}
+    rows = {arm: weights["head.prototypes"] for arm, weights in arms.items()}
+    given = PrototypeBank.from_pretrained(bank).prototypes
+    assert torch.equal(rows["mclip"], given)
+    assert not torch.equal(rows["random"], given) and not torch.equal(rows["learned"], given)
+    assert torch.allclose(rows["learned"], given, atol=0.05)
+    assert len(figures(folder / "learned")["loss"]) == 2
+    resumed = run("compare_banks", "--bank", bank, "--output_dir", folder, *WORDS, "--architecture", SHAPE, "--resume")
+    assert resumed.strip().endswith(table.strip())
+
+
 def test_refiner_on_simulated_readings(run, spotter):
     file = spotter.with_name("simulator.json")
     output = run("fit_simulator", "--spotter", spotter / "final", "--output", file, "--words", 8)
