@@ -10,7 +10,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from PIL import Image
@@ -19,14 +19,10 @@ from transformers import AutoModel, AutoProcessor
 from transformers.utils import logging
 
 from mstr_hf.hub import cache
-from mstr_hf.models.image_processing_mstr import load_image
+from mstr_hf.reading import Reading, read_images
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """What is read of a folder."""
-
-_WINDOW = 16  # batches that are sorted by width together; their readings come out together
-
-Reading: TypeAlias = dict[str, Any]
 
 _EXIT_CODES = "exit codes: 0 all done, 1 some inputs failed (named on stderr), 2 nothing could be done"
 
@@ -407,12 +403,16 @@ def _read(arguments: argparse.Namespace) -> int:
     reader = _Reader(arguments.model, arguments.device, arguments.lang)
     read = 0
     quiet = len(paths) <= arguments.batch_size or not sys.stderr.isatty()
+    photographs = arguments.detect or arguments.boxes
     with tqdm(total=len(paths), unit="image", disable=quiet) as progress:
-        if arguments.detect or arguments.boxes:
+        if photographs:
             readings = _read_photographs(reader, paths, arguments, progress)
         else:
-            readings = reader.read(paths, arguments.batch_size, arguments.alternatives, progress)
+            words = reader.read(paths, arguments.batch_size, arguments.alternatives)
+            readings = zip(paths, words, strict=True)
         for path, reading in readings:
+            if not photographs:
+                progress.update()
             if isinstance(reading, ValueError):
                 failed += 1
                 tqdm.write(str(reading), file=sys.stderr)
@@ -446,9 +446,7 @@ def _read_photographs(
             yield path, error
             continue
         crops = [detection.cut_out(photograph, box) for box in found]
-        words: list[Reading | ValueError] = []
-        for first in range(0, len(crops), arguments.batch_size):
-            words += reader.read_batch(crops[first : first + arguments.batch_size], arguments.alternatives)
+        words = list(reader.read(crops, arguments.batch_size, arguments.alternatives))
         scripts = ["Zyyy" if isinstance(word, ValueError) else word["script"] for word in words]
         order = detection.reading_order(found, scripts)
         for line, index in order:
@@ -516,52 +514,11 @@ class _Reader:
         self._languages = languages
 
     def read(
-        self, paths: Sequence[Path], batch_size: int, alternatives: int, progress: tqdm
-    ) -> Iterator[tuple[Path, Reading | ValueError]]:
-        """Yields each path, in the order given, with its reading or the reason why there is none."""
-        window = _WINDOW * batch_size
-        for start in range(0, len(paths), window):
-            part = paths[start : start + window]
-            # A batch is as wide as its widest image.
-            order = sorted(range(len(part)), key=lambda index: _ratio(part[index]))
-            results: dict[int, Reading | ValueError] = {}
-            for first in range(0, len(order), batch_size):
-                batch = order[first : first + batch_size]
-                readings = self.read_batch([part[index] for index in batch], alternatives)
-                results.update(zip(batch, readings, strict=True))
-                progress.update(len(batch))
-            yield from ((path, results[index]) for index, path in enumerate(part))
-
-    def read_batch(
-        self, sources: Sequence[Path | Image.Image], alternatives: int
-    ) -> list[Reading | ValueError]:
-        """Reads images together; the reason stands in the place of one that cannot be read."""
-        results: list[Reading | ValueError] = []
-        images = []
-        for source in sources:
-            try:
-                images.append(load_image(source))
-                results.append({})
-            except ValueError as error:
-                results.append(error)
-        if images:
-            inputs = self._processor(images=images, return_tensors="pt").to(self._model.device)
-            readings = self._model.recognise(
-                **inputs, languages=self._languages, num_alternatives=alternatives
-            )
-            slots = [result for result in results if not isinstance(result, ValueError)]
-            for slot, reading in zip(slots, readings, strict=True):
-                slot.update(reading)
-        return results
-
-
-def _ratio(path: Path) -> float:
-    """Returns width / height as the file's header has them, 0 if it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            return image.width / image.height
-    except Exception:  # What is wrong, `load_image` will say.
-        return 0
+        self, sources: Sequence[Path | Image.Image], batch_size: int, alternatives: int
+    ) -> Iterator[Reading | ValueError]:
+        """Yields the reading of each image, in the order given, or the reason why there is none."""
+        options = {"languages": self._languages, "num_alternatives": alternatives}
+        return read_images(self._model, self._processor, sources, batch_size, **options)
 
 
 def _one_line(error: Exception) -> str:

@@ -76,7 +76,7 @@ def _run(capsys, *arguments) -> tuple[int, list[list[str]], str]:
 
 
 def test_folder_is_read_in_order_though_batches_are_sorted_by_width(model, folder, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "_WINDOW", 2)  # several windows too
+    monkeypatch.setattr("mstr_hf.reading._WINDOW", 2)  # several windows too
     code, lines, err = _run(capsys, folder, "--batch-size", 2)
     assert (code, err) == (0, "")
     assert lines == [[str(folder / f"{grey}.png"), str(grey), "Zyyy", "0.500"] for grey in range(10, 17)]

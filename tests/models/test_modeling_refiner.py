@@ -430,7 +430,10 @@ def test_float16_reads(trained, bank, images, words, tmp_path):
 def test_device_map(trained, images, tmp_path, device_map):
     trained.save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path, device_map=device_map)
-    assert loaded.recognise(**images) == trained.recognise(**images)
+    # Weights that wait elsewhere are attended with in another order of sums.
+    for reading, expected in zip(loaded.recognise(**images), trained.recognise(**images), strict=True):
+        assert reading["text"] == expected["text"]
+        assert reading["score"] == pytest.approx(expected["score"], rel=1e-4)
 
 
 # -------------------- in transformers' habit

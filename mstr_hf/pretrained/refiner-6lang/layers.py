@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.cache_utils import Cache, EncoderDecoderCache
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -133,12 +133,18 @@ class Attention(nn.Module):
             hidden_states: `[B, T, C]`.
             memory: `[B, S, C]` for cross attention; None for self attention.
             attention_mask: Additive, broadcastable to `[B, heads, T, S]`.
-            past_key_values: Cache to read and extend.
+            past_key_values: Cache to read and extend. A `DynamicCache` is of the states themselves: the memory is
+                then attended to without keys and values of its own.
 
         Returns:
             States `[B, T, C]`, and weights `[B, heads, T, S]` where the implementation gives them.
         """
         batch, length, width = hidden_states.shape
+        if memory is not None and isinstance(past_key_values, DynamicCache):
+            past_key_values = None
+            # What stands in a layer's place, such as an adapter, has no single weight.
+            if all(type(p) is nn.Linear and not p.weight.is_meta for p in (self.k_proj, self.v_proj)):
+                return self._attend_unprojected(hidden_states, memory, attention_mask)
         query = self.q_proj(hidden_states).view(batch, length, -1, self.head_dim).transpose(1, 2)
         cache, ready = past_key_values, False
         if isinstance(past_key_values, EncoderDecoderCache):
@@ -161,6 +167,28 @@ class Attention(nn.Module):
             self, query, key, value, attention_mask, scaling=self.head_dim**-0.5, dropout=0.0, is_causal=False
         )
         return self.out_proj(states.reshape(batch, length, width)), weights
+
+    def _attend_unprojected(
+        self, hidden_states: torch.Tensor, memory: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attends to a memory as it is: queries are projected instead of keys, and sums instead of values.
+
+        The same result, for a small part of the work where all queries to a memory are few. (The keys' bias adds the
+        same to all scores of a query, which the softmax takes out again.)
+        """
+        batch, length, width = hidden_states.shape
+        key_weight = self.k_proj.weight.view(-1, self.head_dim, width)
+        value_weight = self.v_proj.weight.view(-1, self.head_dim, width)
+        heads = len(key_weight)
+        queries = self.q_proj(hidden_states).view(batch * length, heads, self.head_dim).transpose(0, 1)
+        queries = (queries @ key_weight).view(heads, batch, length, width).transpose(0, 1).flatten(1, 2)
+        scores = queries @ memory.transpose(1, 2) * self.head_dim**-0.5
+        if attention_mask is not None:
+            scores = scores + attention_mask[:, 0]
+        weights = scores.softmax(-1, dtype=torch.float32).to(memory.dtype)
+        sums = (weights @ memory).view(batch, heads, length, width).transpose(0, 1).flatten(1, 2)
+        states = (sums @ value_weight.transpose(1, 2)).transpose(0, 1).reshape(batch, length, width)
+        return self.out_proj(states + self.v_proj.bias), weights.view(batch, heads, length, -1)
 
 
 class FeedForward(nn.Module):

@@ -600,7 +600,7 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
         chances = torch.zeros((left, limit), device=states.device)
         ids = torch.full((left, 1), BOS, device=states.device)
         ended = torch.zeros(left, dtype=torch.bool, device=states.device)
-        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        cache = DynamicCache()
         for step in range(limit):
             decoded = self._decode(ids, states[:left], memory_mask[:left], cache)
             logits = self._logits(decoded.last_hidden_state)[:, 0]
@@ -618,7 +618,7 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
             shorter = int(running.max()) + 1
             if shorter < left:
                 left = shorter
-                for layer in (*cache.self_attention_cache.layers, *cache.cross_attention_cache.layers):
+                for layer in cache.layers:
                     layer.keys, layer.values = layer.keys[:left], layer.values[:left]
             ids, ended = best[:left, None], ended[:left]
         return sequences, chances

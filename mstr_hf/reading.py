@@ -1,0 +1,80 @@
+"""Any number of images, read in batches of like widths that are decoded while the model reads those before."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from PIL import Image
+
+from mstr_hf.models.image_processing_mstr import load_image
+
+Reading: TypeAlias = dict[str, Any]
+
+_WINDOW = 16  # batches that are sorted by width together; their readings come out together
+
+
+def read_images(
+    model: Any, processor: Any, sources: Sequence[Path | Image.Image], batch_size: int, **options: Any
+) -> Iterator[Reading | ValueError]:
+    """Yields the reading of each image in the order given, or the reason why there is none.
+
+    Args:
+        model: What has `recognise`, such as a `RefinerModel`.
+        processor: Its processor.
+        sources: Paths or PIL images.
+        batch_size: Images a batch.
+        **options: Those of `recognise`.
+    """
+    window = _WINDOW * batch_size
+    workers = torch.get_num_threads()  # torch knows this process's share of the processors
+    # Pillow lets go of Python's lock while it decodes and resizes.
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(sources), window):
+            part = sources[start : start + window]
+            # A batch is as wide as its widest image.
+            order = sorted(range(len(part)), key=lambda index: width_ratio(part[index]))
+            batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+            jobs = (pool.submit(_prepare, processor, [part[index] for index in batch]) for batch in batches)
+            results: dict[int, Reading | ValueError] = {}
+            for batch, (outcomes, inputs) in zip(batches, _ahead(jobs, workers), strict=True):
+                readings = iter(model.recognise(**inputs.to(model.device), **options) if inputs else ())
+                results.update(zip(batch, (outcome or next(readings) for outcome in outcomes), strict=True))
+            yield from (results[index] for index in range(len(part)))
+
+
+def width_ratio(source: Path | Image.Image) -> float:
+    """Returns width / height as the file's header has them, 0 if it cannot be read."""
+    if isinstance(source, Image.Image):
+        return source.width / source.height if source.height else 0
+    try:
+        with Image.open(source) as image:
+            return image.width / image.height
+    except Exception:  # What is wrong, `load_image` will say.
+        return 0
+
+
+def _ahead(jobs: Iterator[Future], count: int) -> Iterator[Any]:
+    """Yields the results of jobs, which are started `count` ahead."""
+    started: deque[Future] = deque()
+    for job in jobs:
+        started.append(job)
+        if len(started) > count:
+            yield started.popleft().result()
+    while started:
+        yield started.popleft().result()
+
+
+def _prepare(processor: Any, sources: Sequence[Path | Image.Image]) -> tuple[list[ValueError | None], Any]:
+    """What is wrong with each image, if anything, and the model's inputs of the others, if there are any."""
+    outcomes: list[ValueError | None] = []
+    images = []
+    for source in sources:
+        try:
+            images.append(load_image(source))
+            outcomes.append(None)
+        except ValueError as error:
+            outcomes.append(error)
+    return outcomes, processor(images=images, return_tensors="pt") if images else None
