@@ -12,10 +12,13 @@ from mstr_hf.models.tokenization_mstr import SPECIAL, MSTRTokenizer
 OFFSET = 128
 """Id of the first character: token id = bank row + OFFSET."""
 
+SUBTYPES = ("letter", "diacritic", "digit", "punctuation")
+"""Names of the subtypes, in the order of their ids."""
+
 COMMON_SCRIPT = "Zyyy"
 """Script code of a character that belongs to no script, or to several."""
 
-_TYPES = tuple(f"<type={subtype}>" for subtype in range(4))
+_TYPES = tuple(f"<type={subtype}>" for subtype in range(len(SUBTYPES)))
 _MAX_LANGUAGES = OFFSET - len(SPECIAL) - len(_TYPES)
 
 

@@ -12,14 +12,11 @@ import argparse
 import hashlib
 from pathlib import Path
 
-import torch
-
 from mstr_hf.charsets import load_charsets
 from mstr_hf.models.modeling_mclip import MCLIPModel
-from mstr_hf.models.prototype_bank import PrototypeBank
 from mstr_hf.synthesis.fonts import discover_fonts
 from mstr_hf.training.bank_report import bank_report, draw_map
-from mstr_hf.training.mclip import text_rows
+from mstr_hf.training.mclip import text_bank
 from mstr_hf.vocabulary import build_vocabulary
 
 
@@ -36,17 +33,8 @@ def main() -> None:
     languages = args.languages.split(",")
     vocabulary = build_vocabulary(load_charsets(languages))
     model = MCLIPModel.from_pretrained(args.mclip).eval()
-    with torch.no_grad():
-        prototypes = text_rows(model, vocabulary)
-    bank = PrototypeBank(
-        prototypes,
-        [row.character for row in vocabulary.rows],
-        [row.subtype for row in vocabulary.rows],
-        [row.script for row in vocabulary.rows],
-        [row.languages for row in vocabulary.rows],
-        vocabulary.joiners,
-        hashlib.sha256((Path(args.mclip) / "model.safetensors").read_bytes()).hexdigest()[:12],
-    )
+    revision = hashlib.sha256((Path(args.mclip) / "model.safetensors").read_bytes()).hexdigest()[:12]
+    bank = text_bank(model, vocabulary, revision)
     bank.save_pretrained(args.output)
     report = bank_report(bank, args.closest)
     (args.output / "report.md").write_text(report, encoding="utf-8")

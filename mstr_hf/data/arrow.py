@@ -2,7 +2,7 @@
 
 A data set is a folder, which `datasets.load_from_disk` maps into memory and `datasets.load_dataset` loads too:
 
-    train/bn-00000-of-00012.arrow   one folder a split; the columns are those of `FEATURES`
+    train/bn-00000-of-00012.arrow   one folder a split; the columns are those of `FEATURES`, or more
     rejects.jsonl                   one line a record that was left out: its id, the reason, details
     provenance.json                 what the data set was made from, and how many records became what
     README.md, dataset_dict.json    what the library looks for, beside two JSON files in each split
@@ -29,7 +29,7 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-FEATURES = {
+FEATURES: dict[str, dict[str, Any]] = {
     "id": {"dtype": "string", "_type": "Value"},
     "image": {"_type": "Image"},
     "text": {"dtype": "string", "_type": "Value"},
@@ -40,12 +40,7 @@ FEATURES = {
 """The columns, as `datasets.Features` writes them: the library is slow to import and not needed to write."""
 
 _IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-
-SCHEMA = pa.schema(
-    {name: _IMAGE if name == "image" else pa.string() for name in FEATURES},
-    metadata={"huggingface": json.dumps({"info": {"features": FEATURES}})},
-)
-"""`datasets.Features.arrow_schema` of the columns."""
+_TYPES = {"Image": _IMAGE, "Value": pa.string(), "ClassLabel": pa.int64()}
 
 RECORDS_PER_SHARD = 20_000
 
@@ -96,10 +91,11 @@ class Reject(NamedTuple):
     detail: str
 
 
-Source: TypeAlias = Callable[[int, int], Iterable[Row | Reject]]
+Source: TypeAlias = Callable[[int, int], Iterable[tuple[Any, ...]]]
 """Gives the outcomes of records `start` to `stop` (from 0, `stop` not included): one each, always the same.
 
-It is pickled once for each process, so it may build what it needs on first use and keep it.
+An outcome is a `Row`, or another tuple of one value a column, or a `Reject`. The source is pickled once for each
+process, so it may build what it needs on first use and keep it.
 """
 
 
@@ -146,6 +142,7 @@ def write_dataset(
     settings: Mapping[str, Any],
     num_proc: int | None = None,
     records_per_shard: int = RECORDS_PER_SHARD,
+    features: Mapping[str, Mapping[str, Any]] = FEATURES,
 ) -> dict[str, Totals]:
     """Writes a data set, or what is missing of it after an earlier call was killed.
 
@@ -159,6 +156,8 @@ def write_dataset(
         settings: All that decides what the sources give, as JSON: only equal settings go on with a data set.
         num_proc: Number of processes; as many as there are cores for this one, if left out.
         records_per_shard: Shards are finished, and killed, one by one.
+        features: The columns, in the order of the sources' tuples and in the form of `FEATURES`: an `image`,
+            strings and class labels.
 
     Returns:
         The totals by part, such as `"train/bn"`, counted in the finished files.
@@ -186,10 +185,10 @@ def write_dataset(
     try:
         with FileLock(folder / _PROGRESS / "lock", timeout=_LOCK_SECONDS):
             shards = [shard for part in parts for shard in _shards(folder, part, records_per_shard)]
-            _write_shards(parts, shards, num_proc or _cores())
+            _write_shards(parts, shards, _schema(features), num_proc or _cores())
             totals = _merge_rejects(folder, shards)
             for split in dict.fromkeys(part.split for part in parts):
-                _describe_split(folder, split, shards, content)
+                _describe_split(folder, split, shards, content, features)
             _describe(folder, parts)
             _write_json(
                 folder / _PROVENANCE,
@@ -283,7 +282,15 @@ def _shards(folder: Path, part: Part, records: int) -> list[_Shard]:
     ]
 
 
-def _write_shards(parts: Sequence[Part], shards: Sequence[_Shard], num_proc: int) -> None:
+def _schema(features: Mapping[str, Mapping[str, Any]]) -> pa.Schema:
+    """Returns `datasets.Features.arrow_schema` of the columns."""
+    return pa.schema(
+        {name: _TYPES[feature["_type"]] for name, feature in features.items()},
+        metadata={"huggingface": json.dumps({"info": {"features": features}})},
+    )
+
+
+def _write_shards(parts: Sequence[Part], shards: Sequence[_Shard], schema: pa.Schema, num_proc: int) -> None:
     """Writes all shards that are not there yet."""
     places = {place.parent for shard in shards for place in (shard.path, shard.rejects)}
     for place in places | {shard.folder for shard in shards}:
@@ -302,7 +309,7 @@ def _write_shards(parts: Sequence[Part], shards: Sequence[_Shard], num_proc: int
             pool = stack.enter_context(
                 ProcessPoolExecutor(num_proc, context, initializer=_start_worker, initargs=(sources,))
             )
-            futures = [pool.submit(_write_shard_in_worker, shard) for shard in missing]
+            futures = [pool.submit(_write_shard_in_worker, shard, schema) for shard in missing]
             stack.callback(pool.shutdown, cancel_futures=True)
         progress = stack.enter_context(
             tqdm(total=total, initial=done, unit="record", disable=None)
@@ -315,7 +322,7 @@ def _write_shards(parts: Sequence[Part], shards: Sequence[_Shard], num_proc: int
                 raise RuntimeError("a process was killed (out of memory?); run again to go on") from None
         else:
             for shard in missing:
-                progress.update(_write_shard(shard, sources[shard.part]))
+                progress.update(_write_shard(shard, schema, sources[shard.part]))
 
 
 _worker_sources: dict[str, Source] = {}
@@ -334,20 +341,21 @@ def _start_worker(sources: dict[str, Source]) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _write_shard_in_worker(shard: _Shard) -> int:
-    return _write_shard(shard, _worker_sources[shard.part])
+def _write_shard_in_worker(shard: _Shard, schema: pa.Schema) -> int:
+    return _write_shard(shard, schema, _worker_sources[shard.part])
 
 
-def _write_shard(shard: _Shard, source: Source) -> int:
+def _write_shard(shard: _Shard, schema: pa.Schema, source: Source) -> int:
     """Writes a shard and its rejects, and returns the number of records."""
     records = 0
+    image = schema.names.index("image")
     with _whole_file(shard.path) as partial, _whole_file(shard.rejects) as partial_rejects:
         with (
             pa.OSFile(str(partial), "wb") as file,
-            pa.ipc.new_stream(file, SCHEMA) as stream,
+            pa.ipc.new_stream(file, schema) as stream,
             partial_rejects.open("w", encoding="utf-8", errors="backslashreplace") as rejects,
         ):
-            rows: list[Row] = []
+            rows: list[tuple[Any, ...]] = []
             size = 0
             for outcome in source(shard.start, shard.stop):
                 records += 1
@@ -355,12 +363,12 @@ def _write_shard(shard: _Shard, source: Source) -> int:
                     rejects.write(json.dumps(outcome._asdict(), ensure_ascii=False) + "\n")
                     continue
                 rows.append(outcome)
-                size += len(outcome.image)
+                size += len(outcome[image])
                 if len(rows) == _BATCH_ROWS or size >= _BATCH_BYTES:
-                    stream.write_batch(_batch(rows))
+                    stream.write_batch(_batch(rows, schema))
                     rows, size = [], 0
             if rows:
-                stream.write_batch(_batch(rows))
+                stream.write_batch(_batch(rows, schema))
         if records != shard.stop - shard.start:
             raise RuntimeError(
                 f"{shard.part}: {records} outcomes of records {shard.start} to {shard.stop}; give one each"
@@ -368,14 +376,15 @@ def _write_shard(shard: _Shard, source: Source) -> int:
     return records
 
 
-def _batch(rows: Sequence[Row]) -> pa.RecordBatch:
-    columns = dict(zip(Row._fields, zip(*rows, strict=True), strict=True))
-    images = pa.StructArray.from_arrays(
-        [pa.array(columns["image"], pa.binary()), pa.nulls(len(rows), pa.string())], fields=list(_IMAGE)
-    )
-    return pa.record_batch(
-        [images if name == "image" else pa.array(columns[name], pa.string()) for name in SCHEMA.names], SCHEMA
-    )
+def _batch(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> pa.RecordBatch:
+    columns = []
+    for column, values in zip(schema, zip(*rows, strict=True), strict=True):
+        if column.type == _IMAGE:
+            files = pa.array(values, pa.binary())
+            columns.append(pa.StructArray.from_arrays([files, pa.nulls(len(rows), pa.string())], fields=list(_IMAGE)))
+        else:
+            columns.append(pa.array(values, column.type))
+    return pa.record_batch(columns, schema)
 
 
 @contextlib.contextmanager
@@ -412,7 +421,13 @@ def _merge_rejects(folder: Path, shards: Sequence[_Shard]) -> dict[str, Totals]:
     return totals
 
 
-def _describe_split(folder: Path, split: str, shards: Sequence[_Shard], settings: dict[str, Any]) -> None:
+def _describe_split(
+    folder: Path,
+    split: str,
+    shards: Sequence[_Shard],
+    settings: dict[str, Any],
+    features: Mapping[str, Mapping[str, Any]],
+) -> None:
     """Writes the files that `load_from_disk` looks for in the folder of a split."""
     fingerprint = hashlib.sha256(json.dumps([settings, split], sort_keys=True).encode()).hexdigest()[:16]
     state: dict[str, Any] = {
@@ -425,7 +440,7 @@ def _describe_split(folder: Path, split: str, shards: Sequence[_Shard], settings
         "_split": split,
     }
     _write_json(folder / split / "state.json", state)
-    _write_json(folder / split / "dataset_info.json", {"features": FEATURES})
+    _write_json(folder / split / "dataset_info.json", {"features": features})
 
 
 def _describe(folder: Path, parts: Sequence[Part]) -> None:

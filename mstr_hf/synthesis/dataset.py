@@ -13,16 +13,16 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image
 
 from mstr_hf.charsets import load_charsets
-from mstr_hf.data.arrow import RECORDS_PER_SHARD, Part, Row, Source, Totals, write_dataset
+from mstr_hf.data.arrow import FEATURES, RECORDS_PER_SHARD, Part, Row, Source, Totals, write_dataset
 from mstr_hf.models.text import display
-from mstr_hf.vocabulary import Vocabulary, build_vocabulary
+from mstr_hf.vocabulary import SUBTYPES, Vocabulary, build_vocabulary
 
 from .characters import CharacterSynthesiser
 from .fonts import FontIndex, discover_fonts
@@ -34,6 +34,36 @@ SPLITS = {"train": "train", "validation": "heldout"}
 
 BYSTANDERS = ("cache.py", "preview.py", "stream.py")
 """Files beside this one that do not decide what an image looks like."""
+
+CHARACTER_FEATURES: dict[str, dict[str, Any]] = FEATURES | {
+    "prompt": {"dtype": "string", "_type": "Value"},
+    "subtype": {"names": list(SUBTYPES), "_type": "ClassLabel"},
+}
+"""The columns of characters (see `mstr_hf.data.arrow.FEATURES`)."""
+
+
+class CharacterRow(NamedTuple):
+    """A synthetic character of a data set; like `mstr_hf.data.arrow.Row`, and what mCLIP needs.
+
+    Attributes:
+        id: Name of the record, unique in its data set.
+        image: The PNG file's bytes.
+        text: The character as people type it.
+        label: The character.
+        lang: Language code.
+        dataset: The collection.
+        prompt: Its mCLIP prompt, such as `<lang=hi> <type=1> <char=ा>`.
+        subtype: 0 letter, 1 diacritic, 2 digit, 3 punctuation or symbol.
+    """
+
+    id: str
+    image: bytes
+    text: str
+    label: str
+    lang: str
+    dataset: str
+    prompt: str
+    subtype: int
 
 
 def synthesise(
@@ -49,8 +79,7 @@ def synthesise(
 ) -> dict[str, Totals]:
     """Writes a data set of synthetic images, or what is missing of it after an earlier call was killed.
 
-    Words have the text that was drawn; characters have their mCLIP prompt as `text` (it names language, subtype
-    and character) and the character as `label`.
+    Words have the columns of `Row`, characters those of `CharacterRow`.
 
     Args:
         output: Folder of the data set: new, empty, or left by a call with the same settings.
@@ -81,7 +110,8 @@ def synthesise(
             for lang, source in drawn(index, vocabulary, sources, split, seed).items():
                 parts.append(Part(split, lang, total, source))
     settings = {"kind": "characters" if characters else "words", "seed": seed, **_ingredients(index, sources)}
-    return write_dataset(output, parts, settings, num_proc, records_per_shard)
+    features = CHARACTER_FEATURES if characters else FEATURES
+    return write_dataset(output, parts, settings, num_proc, records_per_shard, features)
 
 
 def encode_image(image: np.ndarray) -> bytes:
@@ -116,14 +146,22 @@ class _Characters:
     lang: str
     seed: int
 
-    def __call__(self, start: int, stop: int) -> Iterator[Row]:
+    def __call__(self, start: int, stop: int) -> Iterator[CharacterRow]:
         cv2.setNumThreads(1)
         for index in range(start, stop):
             crop = self.synthesiser.character(self.seed, index)
             name = f"{self.lang}-{self.seed:016x}-{index}"
-            character = self.synthesiser.rows[crop.row].character
-            image = encode_image(crop.image)
-            yield Row(name, image, self.prompts[crop.row], character, self.lang, "synthetic characters")
+            row = self.synthesiser.rows[crop.row]
+            yield CharacterRow(
+                name,
+                encode_image(crop.image),
+                display(row.character),
+                row.character,
+                self.lang,
+                "synthetic characters",
+                self.prompts[crop.row],
+                row.subtype,
+            )
 
 
 def _word_sources(

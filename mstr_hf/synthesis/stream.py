@@ -18,7 +18,7 @@ class SyntheticStream(IterableDataset[Sample]):
     The stream splits itself: a loader over it must not be split again (`accelerator.prepare` would).
 
     Args:
-        draw: Draws the sample at a seed and an index, such as `WordSynthesiser.word`.
+        draw: Draws the sample at a seed and an index, such as `WordSynthesiser.word`; a whole batch is a sample too.
         seed: Seed of the stream.
         start: First index; a training that goes on starts behind the samples that it has seen.
         rank: Number of this training process; that of `torch.distributed` if left out, 0 without it.

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from mstr_hf.models.prototype_bank import PrototypeBank
 from mstr_hf.synthesis.fonts import Face, FontIndex, hb_font
 from mstr_hf.synthesis.rendering import render_character
+from mstr_hf.vocabulary import SUBTYPES
 
 from .lookalikes import look_alike
 
@@ -19,7 +20,6 @@ CONFUSABLE = 0.5
 
 # Colours that people with colour-blindness can tell apart (Okabe and Ito, 2008), then some more.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F3C8D", "#8C564B")
-_KINDS = ("letter", "diacritic", "digit", "punctuation")
 _GLYPH = 24
 
 
@@ -101,7 +101,7 @@ def draw_map(bank: PrototypeBank, fonts: FontIndex, size: int = 1600) -> Image.I
     font = ImageFont.load_default(18)
     for number, script in enumerate(scripts):
         draw.text((10, 10 + 24 * number), script, colours[script], font)
-    for kind, name in enumerate(_KINDS[1:], 1):
+    for kind, name in enumerate(SUBTYPES[1:], 1):
         x, y = 100, 20 + 34 * (kind - 1)
         _outline(draw, x, y, kind)
         draw.text((x + 24, y - 10), name, "black", font)

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader
 
 from mstr_hf.models.modeling_mclip import MCLIPModel
+from mstr_hf.models.prototype_bank import PrototypeBank
 from mstr_hf.synthesis.characters import CharacterSynthesiser, SyntheticCharacter
+from mstr_hf.synthesis.stream import SyntheticStream
 from mstr_hf.vocabulary import Vocabulary
 
 from .lookalikes import look_alike
@@ -23,17 +25,14 @@ KINDS = ("letters", "diacritics", "digits", "punctuation")
 SAMPLES = 32
 
 
-class CharacterBatches(IterableDataset):
-    """Endless batches of crops and prompts; batch n is a function of the seed and n alone.
+class CharacterBatches:
+    """Batches of crops and prompts; batch n is a function of the seed and n alone.
 
     Args:
         characters: Draws the crops.
         vocabulary: Prompts and subtypes.
         model: Knows the margins.
         batch_size: Crops a batch.
-        seed: Seed of the endless sequence.
-        first: First batch.
-        step: Batches from one to the next of this process (the number of processes).
     """
 
     def __init__(
@@ -42,9 +41,6 @@ class CharacterBatches(IterableDataset):
         vocabulary: Vocabulary,
         model: MCLIPModel,
         batch_size: int,
-        seed: int,
-        first: int,
-        step: int,
     ):
         self.characters = characters
         tokenizer = vocabulary.tokenizer()
@@ -53,22 +49,12 @@ class CharacterBatches(IterableDataset):
         }
         self.subtypes = [row.subtype for row in vocabulary.rows]
         self.margins = {lang: model.margin(lang) for lang in vocabulary.languages}
-        self.batch_size, self.seed, self.first, self.step = batch_size, seed, first, step
+        self.batch_size = batch_size
 
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        if info:
-            begin_worker()
-        number = self.first + worker * self.step
-        while True:
-            yield self.batch(number)
-            number += self.step * workers
-
-    def batch(self, number: int) -> dict[str, np.ndarray]:
+    def batch(self, seed: int, number: int) -> dict[str, np.ndarray]:
         """One batch: `pixel_values` uint8 `[B, 1, 32, 48]`, `input_ids` `[B, 3]`, and `[B]` what the losses need."""
         indices = range(number * self.batch_size, (number + 1) * self.batch_size)
-        crops = [self.characters.character(self.seed, index) for index in indices]
+        crops = [self.characters.character(seed, index) for index in indices]
         return {
             "pixel_values": np.stack([crop.image for crop in crops])[:, None],
             "input_ids": np.array([self.prompts[crop.row, crop.lang] for crop in crops]),
@@ -90,9 +76,8 @@ def character_batches(
     processes: int,
 ) -> Iterator[Batch]:
     """Endless batches of one training process from a given one on (see `Trainer`)."""
-    batches = CharacterBatches(
-        characters, vocabulary, model, batch_size, seed, first * processes + process, processes
-    )
+    draw = CharacterBatches(characters, vocabulary, model, batch_size).batch
+    batches = SyntheticStream(draw, seed, first * processes, process, processes)
     prefetch = 4 if num_workers else None
     # Arrays go through pipes; tensors would go through shared memory, of which containers may have little.
     loader = DataLoader(
@@ -101,6 +86,7 @@ def character_batches(
         num_workers=num_workers,
         prefetch_factor=prefetch,
         collate_fn=_as_it_is,  # type: ignore[arg-type]  # without batching it is given what the dataset yields
+        worker_init_fn=begin_worker,
     )
     for batch in loader:
         yield {name: torch.from_numpy(array) for name, array in batch.items()}
@@ -119,6 +105,21 @@ def text_rows(model: MCLIPModel, vocabulary: Vocabulary) -> torch.Tensor:
     sums = torch.zeros(len(vocabulary.rows), embeds.shape[1], device=embeds.device)
     sums.index_add_(0, torch.tensor(rows, device=embeds.device), embeds)
     return torch.nn.functional.normalize(sums, dim=-1)
+
+
+def text_bank(model: MCLIPModel, vocabulary: Vocabulary, revision: str = "") -> PrototypeBank:
+    """The prototype bank of an mCLIP, in eval mode; `revision` says which one it is."""
+    with torch.no_grad():
+        prototypes = text_rows(model, vocabulary)
+    return PrototypeBank(
+        prototypes,
+        [row.character for row in vocabulary.rows],
+        [row.subtype for row in vocabulary.rows],
+        [row.script for row in vocabulary.rows],
+        [row.languages for row in vocabulary.rows],
+        vocabulary.joiners,
+        revision,
+    )
 
 
 @dataclass(frozen=True)

@@ -94,11 +94,14 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
     return batch
 
 
-def begin_worker() -> None:
+def begin_worker(number: int = 0) -> None:
     """What a process that prepares batches does first.
 
     It keeps to one thread, since it is one of many. It leaves SIGTERM to the trainer: schedulers send it to all
     processes of a job, and without batches the trainer would not get to its checkpoint. It ends with the trainer.
+
+    Args:
+        number: Which worker it is: loaders say so.
     """
     cv2.setNumThreads(0)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader
 
 from mstr_hf.charsets import load_charsets
 from mstr_hf.models.image_processing_mstr import resize, resized_width
@@ -20,6 +20,7 @@ from mstr_hf.models.modeling_spotter import IGNORED, SpotterModel
 from mstr_hf.models.prototype_bank import PrototypeBank
 from mstr_hf.models.text import display, normalise, visual_order
 from mstr_hf.synthesis.fonts import discover_fonts
+from mstr_hf.synthesis.stream import SyntheticStream
 from mstr_hf.synthesis.synthetic_words import WordSynthesiser
 from mstr_hf.synthesis.words import load_words
 from mstr_hf.vocabulary import Vocabulary
@@ -188,16 +189,14 @@ def synthesisers(
     return train, heldout
 
 
-class WordBatches(IterableDataset):
-    """Endless chunks of batches; chunk n is a function of the seed and n alone, whatever the number of workers.
+class WordBatches:
+    """Batches in chunks; chunk n is a function of the seed and n alone.
 
     Args:
         words: Draws the words: has a method `word(seed, index)`.
         vocabulary: Encodes their labels.
         batch_size: Words a batch.
-        seed: Seed of the endless sequence.
-        first: First chunk.
-        step: Chunks from one to the next of this process (the number of processes).
+        processes: Training processes, which take turns.
         max_width: Widest word, in pixels at the models' height.
     """
 
@@ -206,39 +205,26 @@ class WordBatches(IterableDataset):
         words: WordMixture | WordSynthesiser,
         vocabulary: Vocabulary,
         batch_size: int,
-        seed: int,
-        first: int,
-        step: int,
+        processes: int,
         max_width: int = 192,
     ):
         self.words, self.vocabulary = words, vocabulary
-        self.batch_size, self.seed, self.first, self.step = batch_size, seed, first, step
-        self.max_width = max_width
+        self.batch_size, self.processes, self.max_width = batch_size, processes, max_width
 
-    def __iter__(self) -> Iterator[list[Batch]]:
-        info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        if info:
-            begin_worker()
-        number = self.first + worker * self.step
-        while True:
-            yield self.chunk(number)
-            number += workers * self.step
-
-    def chunk(self, number: int) -> list[Batch]:
+    def chunk(self, seed: int, number: int) -> list[Batch]:
         """The batches of one chunk."""
         size = CHUNK * self.batch_size
-        words = [self._fitting(index) for index in range(number * size, (number + 1) * size)]
+        words = [self._fitting(seed, index) for index in range(number * size, (number + 1) * size)]
         words.sort(key=lambda item: item[0].shape[1])
         groups = [words[start : start + self.batch_size] for start in range(0, size, self.batch_size)]
         # The same order of widths in every process: each step waits for the slowest.
-        random.Random(f"{self.seed}/chunk/{number // self.step}").shuffle(groups)
+        random.Random(f"{seed}/chunk/{number // self.processes}").shuffle(groups)
         return [collate(group, self.vocabulary) for group in groups]
 
-    def _fitting(self, index: int) -> tuple[np.ndarray, Word]:
+    def _fitting(self, seed: int, index: int) -> tuple[np.ndarray, Word]:
         """The word at a position, or another one in its place if it is too wide or too dense."""
         for attempt in range(ATTEMPTS):
-            word = self.words.word(self.seed + 1_000_003 * attempt, index)
+            word = self.words.word(seed + 1_000_003 * attempt, index)
             pixels = model_pixels(word.image)
             if fits(word.text, pixels.shape[1], self.max_width):
                 return pixels, word
@@ -257,13 +243,18 @@ def word_batches(
     max_width: int = 192,
 ) -> Iterator[Batch]:
     """Endless batches of one training process from a given one on (see `Trainer`)."""
-    start = first // CHUNK * processes + process
-    chunks = WordBatches(words, vocabulary, batch_size, seed, start, processes, max_width)
+    draw = WordBatches(words, vocabulary, batch_size, processes, max_width).chunk
+    chunks = SyntheticStream(draw, seed, first // CHUNK * processes, process, processes)
     skip = first % CHUNK
     prefetch = 2 if num_workers else None
     # Arrays go through pipes; tensors would go through shared memory, of which containers may have little.
     loader = DataLoader(
-        chunks, batch_size=None, num_workers=num_workers, prefetch_factor=prefetch, collate_fn=_to_arrays
+        chunks,
+        batch_size=None,
+        num_workers=num_workers,
+        prefetch_factor=prefetch,
+        collate_fn=_to_arrays,
+        worker_init_fn=begin_worker,
     )
     for chunk in loader:
         for batch in chunk[skip:]:

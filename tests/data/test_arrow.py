@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from filelock import FileLock
 
-from mstr_hf.data.arrow import FEATURES, SCHEMA, Part, Reject, Row, write_dataset
+from mstr_hf.data.arrow import FEATURES, Part, Reject, Row, write_dataset
 
 PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
@@ -55,9 +55,30 @@ def undisturbed(tmp_path_factory):
     return folder
 
 
-def test_schema_is_that_of_the_library():
+def test_schema_is_that_of_the_library(undisturbed):
     columns = {name: datasets.Value("string") for name in FEATURES} | {"image": datasets.Image()}
-    assert datasets.Features(columns).arrow_schema.equals(SCHEMA, check_metadata=True)
+    assert schema(undisturbed).equals(datasets.Features(columns).arrow_schema, check_metadata=True)
+
+
+def schema(folder):
+    with pa.OSFile(str(next((folder / "train").glob("*.arrow")))) as file:
+        return pa.ipc.open_stream(file).schema
+
+
+def test_columns_of_ones_own(tmp_path):
+    features = {name: FEATURES[name] for name in ("id", "image")}
+    features["kind"] = {"names": ["odd", "even"], "_type": "ClassLabel"}
+
+    def source(start, stop):
+        return [(str(number), PNG, number % 2) for number in range(start, stop)]
+
+    write_dataset(tmp_path, [Part("train", "a", 3, source)], {}, num_proc=1, features=features)
+    loaded = datasets.load_from_disk(tmp_path)["train"]
+    assert loaded.features == datasets.Features(
+        {"id": datasets.Value("string"), "image": datasets.Image(), "kind": datasets.ClassLabel(names=["odd", "even"])}
+    )
+    assert schema(tmp_path).equals(loaded.features.arrow_schema, check_metadata=True)
+    assert loaded["kind"] == [0, 1, 0] and loaded[1]["image"].size == (1, 1)
 
 
 def test_every_record_is_a_row_or_a_reject(tmp_path):

@@ -1,11 +1,17 @@
 
+import io
+import random
+
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from mstr_hf.charsets import load_charsets
+from mstr_hf.data import records
 from mstr_hf.data.arrow import Reject, Row
-from mstr_hf.data.records import check_record
+from mstr_hf.data.records import check_record, image_defect
 from mstr_hf.models.image_processing_mstr import load_image
 from mstr_hf.vocabulary import build_vocabulary
 
@@ -87,3 +93,59 @@ def test_a_row_is_what_the_image_processor_reads(format, data):
     except ValueError:
         readable = False
     assert isinstance(check(image), Row) == readable
+
+
+def damaged(image: bytes, other: bytes, rng: random.Random) -> bytes:
+    changed = bytearray(image)
+    place = rng.randrange(len(changed))
+    match rng.randrange(5):
+        case 0:
+            del changed[place:]
+        case 1:
+            del changed[place : place + rng.randint(1, 200)]
+        case 2:
+            changed[place:] = other[rng.randrange(len(other)) :]
+        case 3:
+            for _ in range(rng.randint(1, 20)):
+                changed[rng.randrange(len(changed))] = rng.choice((0, 0xFF, rng.randrange(256)))
+        case 4:
+            changed[rng.randrange(len(changed) // 2, len(changed))] ^= 1 << rng.randrange(8)
+    return bytes(changed) + rng.choice((b"", b"\xff\xd9"))
+
+
+def test_jpegs_that_are_not_decoded_are_those_that_would_be(monkeypatch):
+    """Damaged in all ways, files with headers that are known are taken if and only if they can be read in training."""
+    rng = random.Random(0)
+    images = []
+    for mode in ("L", "RGB", "CMYK"):
+        for options in ({}, {"optimize": True}, {"progressive": True}, {"restart_marker_blocks": 3}):
+            pixels = np.random.default_rng(len(images)).integers(0, 256, (20, 45, 4), np.uint8)
+            file = io.BytesIO()
+            Image.fromarray(pixels, "RGBA").convert(mode).save(file, "JPEG", **options)
+            images.append(file.getvalue())
+    monkeypatch.setattr(records, "_decoded_headers", set())
+    assert all(image_defect(image) is None for image in images)
+    decoded, opened = [], Image.open
+    monkeypatch.setattr(records.Image, "open", lambda file: decoded.append(file) or opened(file))
+    taken = [image_defect(image) is None for image in images]
+    assert all(taken) and 0 < len(decoded) < len(images)
+
+    short = 0
+    for _ in range(3000):
+        image = damaged(*rng.choices(images, k=2), rng)
+        decoded.clear()
+        defect = image_defect(image)
+        short += not decoded
+        try:
+            load_image(image)
+        except ValueError:
+            assert defect is not None
+        else:
+            assert defect is None
+    assert short > 100
+
+
+@pytest.mark.parametrize(("size", "wide"), [((320, 16), False), ((321, 16), True)])
+def test_images_of_known_headers_have_sizes_of_their_own(size, wide):
+    assert image_defect(encode(size=(30, 30))) is None
+    assert (image_defect(encode(size=size)) is not None) == wide

@@ -95,8 +95,11 @@ def test_characters_have_their_prompts_and_all_are_there(folder: Path):
     loaded = datasets.load_from_disk(str(folder / "characters"))["train"]
     subtypes = {row.character: row.subtype for row in rows}
     for row in loaded:
-        assert row["text"] == f"<lang=hi> <type={subtypes[row['label']]}> <char={row['label']}>"
+        assert row["prompt"] == f"<lang=hi> <type={subtypes[row['label']]}> <char={row['label']}>"
+        assert row["subtype"] == subtypes[row["label"]] and row["lang"] == "hi"
+        assert row["label"] == vocabulary.validate(row["text"])
         assert row["image"].size == (48, 32)
+    assert loaded.features["subtype"].names == ["letter", "diacritic", "digit", "punctuation"]
     drawn = set(loaded["label"])
     assert len(drawn) == count and set(load_charset("hi").letters) <= drawn
     assert set(load_charset("hi").diacritics) <= drawn

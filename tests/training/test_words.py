@@ -70,7 +70,7 @@ def test_processes_share_the_sequence(synthesiser, vocabulary):
     def words(batches: list) -> list[tuple]:
         return sorted(tuple(row) for batch in batches for row in batch["labels"].tolist())
 
-    chunks = WordBatches(synthesiser, vocabulary, SIZE, 0, 0, 1)
+    chunks = WordBatches(synthesiser, vocabulary, SIZE, 2)
     each = [
         take(word_batches(synthesiser, vocabulary, SIZE, 0, workers, 0, rank, 2), 0, 2 * CHUNK)
         for rank, workers in ((0, 0), (1, 2))
@@ -78,7 +78,7 @@ def test_processes_share_the_sequence(synthesiser, vocabulary):
     for rank in (0, 1):
         for lap in (0, 1):
             own = each[rank][lap * CHUNK : (lap + 1) * CHUNK]
-            assert words(own) == words(chunks.chunk(2 * lap + rank))
+            assert words(own) == words(chunks.chunk(0, 2 * lap + rank))
         later = take(word_batches(synthesiser, vocabulary, SIZE, 0, 0, CHUNK + 2, rank, 2), 0, 2)
         assert_same(later, each[rank][CHUNK + 2 : CHUNK + 4])
     # wide batches come at the same step in both, since each waits for the other
@@ -101,11 +101,11 @@ def test_batches_hold_words_of_like_width(batches):
 
 
 def test_words_that_are_too_wide_give_way_to_others(synthesiser, vocabulary):
-    narrow = WordBatches(synthesiser, vocabulary, SIZE, 0, 0, 1, max_width=64).chunk(0)
+    narrow = WordBatches(synthesiser, vocabulary, SIZE, 1, max_width=64).chunk(0, 0)
     assert len(narrow) == CHUNK and all(len(batch["labels"]) == SIZE for batch in narrow)
     assert max(batch["pixel_mask"].shape[1] for batch in narrow) <= 64
     with pytest.raises(ValueError, match="none of 100 words is at most 4 pixels wide: raise max_width"):
-        WordBatches(synthesiser, vocabulary, SIZE, 0, 0, 1, max_width=4).chunk(0)
+        WordBatches(synthesiser, vocabulary, SIZE, 1, max_width=4).chunk(0, 0)
 
 
 # -------------------- batches

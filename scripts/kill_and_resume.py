@@ -1,9 +1,10 @@
-"""Kills conversions at random points and checks that they go on to the very result of an undisturbed one.
+"""Kills conversions and syntheses at random points and checks that they go on to the result of undisturbed ones.
 
-    python scripts/kill_conversion.py --kills 30
+    python scripts/kill_and_resume.py --kills 30
 
-Converts an LMDB with unfit records among good ones to Arrow shards, and the shards back to an LMDB. Each kill is a
-SIGKILL after a random time, sent to the conversion or to one of its processes, with 1, 2 and 3 processes in turn.
+Converts an LMDB with unfit records among good ones to Arrow shards, and the shards back to an LMDB; draws English
+words. Each kill is a SIGKILL after a random time, sent to the run or to one of its processes, with 1, 2 and 3 processes
+in turn.
 """
 
 import argparse
@@ -26,6 +27,7 @@ import psutil
 from PIL import Image
 
 from mstr_hf.data.lmdb import convert_arrow, convert_lmdb
+from mstr_hf.synthesis.dataset import synthesise
 
 # Forks start at once, so that kills hit the work instead of imports.
 _CONTEXT = multiprocessing.get_context("fork")
@@ -35,7 +37,7 @@ def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30, metavar="N", help="each way (default: 30)")
-    parser.add_argument("--records", type=int, default=4000, metavar="N", help="default: 4000")
+    parser.add_argument("--records", type=int, default=4000, metavar="N", help="default: 4000; words are a tenth")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
@@ -54,6 +56,13 @@ def main() -> None:
         to_lmdb = partial(convert_back, folder / "arrow")
         to_lmdb(folder / "lmdb")
         report("Arrow to LMDB", [to_lmdb], folder / "lmdb", keys, arguments.kills, rng)
+        words = max(20, arguments.records // 10)
+        to_words = [
+            partial(synthesise, languages=["en"], train=words, num_proc=num_proc, records_per_shard=-(-words // 20))
+            for num_proc in (1, 2, 3)
+        ]
+        to_words[0](folder / "synthesis")
+        report("words", to_words, folder / "synthesis", contents, arguments.kills, rng)
 
 
 def make_lmdb(path: Path, records: int) -> None:
@@ -100,11 +109,11 @@ def report(
     kills: int,
     rng: random.Random,
 ) -> None:
-    """Kills conversions, lets them go on until they finish, and exits with code 1 if a result differs.
+    """Kills runs, lets them go on until they finish, and exits with code 1 if a result differs.
 
     Args:
         name: What the ways do.
-        ways: Convert to a folder; they take turns.
+        ways: Write to a folder; they take turns.
         undisturbed: Such a folder, made without a kill.
         read: Returns what is compared.
         kills: How many to make at least.
@@ -112,7 +121,7 @@ def report(
     """
     expected = read(undisturbed)
     start = time.perf_counter()
-    run(ways[0], undisturbed.with_name("timing"))
+    run(ways[0], undisturbed.with_name(f"{undisturbed.name}-timing"))
     seconds = time.perf_counter() - start
     done = results = 0
     while done < kills:
@@ -134,10 +143,10 @@ def report(
 def run(
     way: Callable[[Path], Any], output: Path, rng: random.Random | None = None, seconds: float = 0
 ) -> bool:
-    """Runs a conversion in a process of its own, and returns whether it was killed.
+    """Runs a way in a process of its own, and returns whether it was killed.
 
     Args:
-        way: Converts to a folder.
+        way: Writes to a folder.
         output: The folder.
         rng: Chooses when to kill and whom; None for no kill.
         seconds: The latest time to kill.
@@ -147,7 +156,7 @@ def run(
     if rng is None:
         process.join()
         if process.exitcode:
-            sys.exit(f"{output}: a conversion that nobody killed failed with code {process.exitcode}")
+            sys.exit(f"{output}: a run that nobody killed failed with code {process.exitcode}")
         return False
     process.join(rng.uniform(0, seconds))
     if process.exitcode is not None:
@@ -160,12 +169,12 @@ def run(
     # None of them may go on by itself.
     _, alive = psutil.wait_procs(helpers, timeout=10)
     if alive:
-        sys.exit(f"{output}: {len(alive)} processes outlive their conversion")
+        sys.exit(f"{output}: {len(alive)} processes outlive their run")
     return process.exitcode != 0
 
 
 def attempt(way: Callable[[Path], Any], output: Path) -> None:
-    """Converts; that one of its processes was killed is no news."""
+    """Runs the way; that one of its processes was killed is no news."""
     try:
         way(output)
     except RuntimeError:
