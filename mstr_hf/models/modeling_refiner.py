@@ -406,7 +406,7 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
         logits = scale * torch.cat([special, cosines(embeddings, bank)], -1)
         # Only the end and characters can be read; start, padding and prompt tokens cannot.
         never = torch.finfo(logits.dtype).min
-        outputs = logits.new_full((*logits.shape[:2], TOKEN_OFFSET + len(bank)), never)
+        outputs = logits.new_full((*logits.shape[:2], TOKEN_OFFSET + bank.shape[0]), never)
         outputs[..., EOS] = logits[..., EOS]
         outputs[..., TOKEN_OFFSET:] = logits[..., SPECIAL_ROWS:]
         return outputs
@@ -494,7 +494,16 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
         scores = self.spotter.word_scores(spotted)
         scale = self.spotter.head.scale / self.spotter.config.score_temperature
         threshold = self.config.gate_threshold if gate_threshold is None else gate_threshold
-        readings = spotter_readings(bank, spotted, scores, scale, num_alternatives)
+        readings = [
+            _reading(bank, ids[:count], probabilities[:count], score, num_alternatives)
+            for ids, probabilities, count, score in zip(
+                spotted.top_k_ids.tolist(),
+                (scale * spotted.top_k_scores).softmax(-1).tolist(),
+                spotted.character_mask.sum(1).tolist(),
+                scores.tolist(),
+                strict=True,
+            )
+        ]
         chosen = (scores < threshold).nonzero()[:, 0] if not num_alternatives else torch.arange(len(readings))
         if len(chosen):
             refined = self._refine(bank, spotted, chosen.to(scores.device), row_mask, num_alternatives)
@@ -564,30 +573,10 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
             ]
             probabilities = log_probs[best, :count].exp()
             values = [[probabilities[step, i].item() for i in row] for step, row in enumerate(ids)]
-            reading = reading_of(bank, ids, values, scores[word, order[0]].item(), num_alternatives)
+            reading = _reading(bank, ids, values, scores[word, order[0]].item(), num_alternatives)
             others = [{"text": text, "score": score} for text, score in candidates.items() if text != reading["text"]]
             readings.append({**reading, "alternatives": others[:num_alternatives]})
         return readings
-
-
-def spotter_readings(
-    bank: PrototypeBank,
-    spotted: SpotterOutput,
-    scores: torch.Tensor,
-    scale: torch.Tensor,
-    num_alternatives: int = 0,
-) -> list[dict[str, Any]]:
-    """Readings of what was spotted, by the words' scores `[B]` and the scale of the cosines over the temperature."""
-    return [
-        reading_of(bank, ids[:count], probabilities[:count], score, num_alternatives)
-        for ids, probabilities, count, score in zip(
-            spotted.top_k_ids.tolist(),
-            (scale * spotted.top_k_scores).softmax(-1).tolist(),
-            spotted.character_mask.sum(1).tolist(),
-            scores.tolist(),
-            strict=True,
-        )
-    ]
 
 
 def _text(bank: PrototypeBank, ids: Sequence[int]) -> str:
@@ -595,7 +584,7 @@ def _text(bank: PrototypeBank, ids: Sequence[int]) -> str:
     return display("".join(bank.characters[index - TOKEN_OFFSET] for index in ids if index >= TOKEN_OFFSET))
 
 
-def reading_of(
+def _reading(
     bank: PrototypeBank,
     ids: Sequence[Sequence[int]],
     probabilities: Sequence[Sequence[float]],

@@ -344,9 +344,30 @@ class SpotterModel(SpotterPreTrainedModel):
         )
         return output
 
+    def log_probs(self, similarity: torch.Tensor, blank_similarity: torch.Tensor) -> torch.Tensor:
+        """Cosines `[B, T, N]` and `[B, T]` to log-probabilities of blank and rows, `[B, T, 1 + N]`."""
+        return (self.head.scale * torch.cat([blank_similarity[..., None], similarity], -1)).log_softmax(-1)
+
     def word_scores(self, output: SpotterOutput) -> torch.Tensor:
-        """Probability of each reading, `[B]` (:func:`word_scores`)."""
-        return word_scores(output, self.head.scale / self.config.score_temperature, self.head.directions)
+        """Probability of each reading, `[B]`: the sum over all CTC paths that collapse to it, at the temperature."""
+        temperature = self.config.score_temperature
+        log_probs = self.log_probs(output.similarity / temperature, output.blank_similarity / temperature)
+        present = output.character_mask
+        losses = F.ctc_loss(
+            log_probs.transpose(0, 1),
+            self._targets(output.top_k_ids[..., 0].masked_fill(~present, IGNORED)),
+            output.frame_mask.sum(1),
+            present.sum(1),
+            reduction="none",
+        )
+        return (-losses).exp()
+
+    def _targets(self, labels: torch.Tensor) -> torch.Tensor:
+        """Token ids in logical order to CTC classes in the order of the frames, from left to right."""
+        present = labels != IGNORED
+        rows = (labels - TOKEN_OFFSET).masked_fill(~present, 0)
+        order = logical_order(self.head.directions[rows].masked_fill(~present, 0), present.sum(1))
+        return (rows.gather(1, order) + 1).masked_fill(~present, 0)
 
     def _loss(
         self,
@@ -357,10 +378,10 @@ class SpotterModel(SpotterPreTrainedModel):
         frame_labels: torch.Tensor | None,
     ) -> torch.Tensor:
         """CTC over cosines; with known character positions, frame-wise cross-entropy beside it."""
-        log_probs = frame_log_probs(similarity, blank_similarity, self.head.scale)
+        log_probs = self.log_probs(similarity, blank_similarity)
         loss = F.ctc_loss(
             log_probs.transpose(0, 1),
-            _targets(labels, self.head.directions),
+            self._targets(labels),
             frame_mask.sum(1),
             (labels != IGNORED).sum(1),
             reduction="mean",
@@ -375,43 +396,6 @@ class SpotterModel(SpotterPreTrainedModel):
                 weight = kind.to(errors.dtype)
                 loss = loss + self.config.alignment_weight * 0.5 * (errors * weight).sum() / weight.sum().clamp_min(1)
         return loss
-
-
-def frame_log_probs(
-    similarity: torch.Tensor, blank_similarity: torch.Tensor, scale: torch.Tensor
-) -> torch.Tensor:
-    """Cosines `[B, T, N]` and `[B, T]` to log-probabilities of blank and rows, `[B, T, 1 + N]`."""
-    return (scale * torch.cat([blank_similarity[..., None], similarity], -1)).log_softmax(-1)
-
-
-def word_scores(output: SpotterOutput, scale: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
-    """Probability of each reading: the sum over all CTC paths that collapse to it.
-
-    Args:
-        output: What was spotted.
-        scale: Scale of the cosines, over the temperature.
-        directions: Writing direction of each row, `[N]` (:func:`bank_directions`).
-
-    Returns:
-        `[B]`.
-    """
-    present = output.character_mask
-    losses = F.ctc_loss(
-        frame_log_probs(output.similarity, output.blank_similarity, scale).transpose(0, 1),
-        _targets(output.top_k_ids[..., 0].masked_fill(~present, IGNORED), directions),
-        output.frame_mask.sum(1),
-        present.sum(1),
-        reduction="none",
-    )
-    return (-losses).exp()
-
-
-def _targets(labels: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
-    """Token ids in logical order to CTC classes in the order of the frames, from left to right."""
-    present = labels != IGNORED
-    rows = (labels - TOKEN_OFFSET).masked_fill(~present, 0)
-    order = logical_order(directions[rows].masked_fill(~present, 0), present.sum(1))
-    return (rows.gather(1, order) + 1).masked_fill(~present, 0)
 
 
 def collapse_frames(
