@@ -150,10 +150,8 @@ class OnnxRefiner(RefinerModel):
         config = RefinerConfig.from_pretrained(name_or_path)
         bank = PrototypeBank.from_pretrained(name_or_path)
         spotter = config.spotter_config
-        if bank.digest(spotter.num_base_prototypes) != spotter.base_digest:
+        if len(bank) != spotter.num_prototypes or bank.digest(spotter.num_base_prototypes) != spotter.base_digest:
             raise ExportError(f"{name_or_path}: its bank is not that of its model: export it again")
-        # An extension of the bank will do too, as the graphs take its rows as an input.
-        spotter.bank, spotter.num_prototypes = bank.metadata(), len(bank)
         return cls(config, bank, graphs)
 
     def get_bank(self) -> PrototypeBank:
