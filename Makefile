@@ -22,6 +22,6 @@ test: .venv/installed-test
 	touch $@
 
 .venv/installed-test: $(PACKAGING)
-	$(install) '.[data,train,evaluation,demo,detect,test]'
+	$(install) '.[data,train,evaluation,demo,detect,onnx,test]'
 	$(BIN)/python tests/transformers_suite.py
 	touch .venv/installed $@

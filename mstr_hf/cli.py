@@ -84,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", metavar="NAME", help="folder or Hub repository (default: the bundled checkpoint)")
     add("--device", help="such as cpu or cuda:0 (default: a GPU if there is one)")
     add("--batch-size", type=_at_least(1), default=32, metavar="N", help="images at a time (default: 32)")
+    _add_runtime(read)
     whole = read.add_argument_group("whole photographs", "read every word of an image, in reading order")
     whole.add_argument("--detect", action="store_true", help="find the words (needs the extra detect)")
     whole.add_argument("--boxes", metavar="FILE", help='take the words from JSON lines {"path": ..., "boxes": [...]}')
@@ -136,10 +137,29 @@ def _parser() -> argparse.ArgumentParser:
         metavar="tesseract,rapidocr",
         help="read the images with these too, or with MODULE:CLASS of yours",
     )
-    add("--alternatives", type=_at_least(0), default=3, metavar="N", help="note the N next best readings (default: 3)")
+    add(
+        "--alternatives",
+        type=_at_least(0),
+        metavar="N",
+        help="note the N next best readings (default: 3; 0 with --runtime onnx)",
+    )
     add("--device", help="such as cpu or cuda:0 (default: a GPU if there is one)")
     add("--batch-size", type=_at_least(1), default=32, metavar="N", help="images at a time (default: 32)")
+    _add_runtime(evaluate)
     evaluate.set_defaults(run=_evaluate)
+
+    export = commands.add_parser(
+        "export",
+        help="export a model to ONNX",
+        description="Export a model to ONNX (needs the extra onnx). Read with the new folder: "
+        "mstr read --runtime onnx --model FOLDER ...",
+        epilog=_EXIT_CODES,
+    )
+    add = export.add_argument
+    add("output", metavar="FOLDER", help="where to write; made if needed")
+    add("--model", metavar="NAME", help="folder or Hub repository (default: the bundled checkpoint)")
+    add("--int8", action="store_true", help="quantise: smaller, faster and a little less exact")
+    export.set_defaults(run=_export)
 
     explain = commands.add_parser(
         "explain",
@@ -215,6 +235,20 @@ def _parser() -> argparse.ArgumentParser:
     words.add_argument("--count", type=_at_least(1), default=20_000, metavar="N", help="words (default: 20000)")
     words.set_defaults(run=_words)
     return parser
+
+
+def _add_runtime(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--runtime",
+        choices=("torch", "onnx"),
+        default="torch",
+        help="what runs the model (default: torch); onnx needs --model with what mstr export wrote",
+    )
+
+
+def _check_runtime(arguments: argparse.Namespace) -> None:
+    if arguments.runtime == "onnx" and arguments.alternatives:
+        raise CommandError("--alternatives: found with torch only: leave out --alternatives, or --runtime onnx")
 
 
 def _at_least(minimum: int) -> Callable[[str], int]:
@@ -294,8 +328,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         raise CommandError(f"{error}: install the extra evaluation: pip install 'mstr_hf[evaluation]'") from error
 
     _speak_unicode()
+    _check_runtime(arguments)
+    if arguments.alternatives is None:
+        arguments.alternatives = 3 if arguments.runtime == "torch" else 0
     state = processes()
-    model, processor = _load_model(arguments.model, arguments.device or str(state.device))
+    device = arguments.device or ("cpu" if arguments.runtime == "onnx" else str(state.device))
+    model, processor = _load_model(arguments.model, device, arguments.runtime)
     try:
         report = evaluate(
             model,
@@ -317,6 +355,18 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             print(line, file=sys.stderr)
         print(arguments.output / "report.html")
     return 1 if report["unreadable"] else 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from mstr_hf.export import export_onnx
+
+    model, processor = _load_model(arguments.model, "cpu")
+    try:
+        export_onnx(model, processor, arguments.output, arguments.int8)
+    except (ImportError, OSError, ValueError) as error:
+        raise CommandError(_one_line(error)) from error
+    print(f"read with it: mstr read --runtime onnx --model {arguments.output} ...")
+    return 0
 
 
 def _explain(arguments: argparse.Namespace) -> int:
@@ -400,7 +450,8 @@ def _read(arguments: argparse.Namespace) -> int:
         raise CommandError("--detect: leave it out where --boxes says where the words are")
     if arguments.draw and not (arguments.detect or arguments.boxes):
         raise CommandError("--draw: there are boxes with --detect or --boxes only")
-    reader = _Reader(arguments.model, arguments.device, arguments.lang)
+    _check_runtime(arguments)
+    reader = _Reader(arguments.model, arguments.device, arguments.lang, arguments.runtime)
     read = 0
     quiet = len(paths) <= arguments.batch_size or not sys.stderr.isatty()
     photographs = arguments.detect or arguments.boxes
@@ -480,15 +531,19 @@ def _text_line(path: Path, reading: Reading) -> str:
     return "\t".join(fields + [alternative["text"] for alternative in reading["alternatives"]])
 
 
-def _load_model(name: str | None, device: str) -> tuple[Any, Any]:
+def _load_model(name: str | None, device: str, runtime: str = "torch") -> tuple[Any, Any]:
     """Loads a model that reads words, with its processor; the bundled one by default."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    if runtime == "onnx":
+        return _load_export(name, device)
     name = name or str(cache.CHECKPOINT)
     try:
         model = AutoModel.from_pretrained(name).eval()
         processor = AutoProcessor.from_pretrained(name)
     except Exception as error:  # A damaged or foreign checkpoint makes the libraries stumble over anything.
+        if Path(name, "decoder.onnx").is_file():
+            raise CommandError(f"{name} is an ONNX export: read it with --runtime onnx") from error
         raise CommandError(f"no model in {name}: {_one_line(error)}") from error
     if not hasattr(model, "recognise"):
         raise CommandError(f"{name} is a {type(model).__name__}: name a model that reads words")
@@ -498,13 +553,30 @@ def _load_model(name: str | None, device: str) -> tuple[Any, Any]:
         raise CommandError(f"--device {device}: {_one_line(error)}") from error
 
 
+def _load_export(name: str | None, device: str) -> tuple[Any, Any]:
+    """Loads what `mstr export` wrote, with its processor."""
+    from mstr_hf.onnx_runtime import OnnxRefiner
+
+    if name is None:
+        raise CommandError("--runtime onnx: export a model with `mstr export FOLDER` and name it with --model FOLDER")
+    if device != "cpu":
+        raise CommandError(f"--device {device}: ONNX Runtime reads on the CPU: leave --device out, or --runtime")
+    try:
+        model = OnnxRefiner.from_pretrained(name)
+    except (ImportError, OSError, ValueError) as error:
+        raise CommandError(_one_line(error)) from error
+    try:
+        return model, AutoProcessor.from_pretrained(name)
+    except Exception as error:  # As above.
+        raise CommandError(f"no processor in {name}: {_one_line(error)}") from error
+
+
 class _Reader:
     """A checkpoint, loaded to read files."""
 
-    def __init__(self, name: str | None, device: str | None, languages: list[str] | None):
-        self._model, self._processor = _load_model(
-            name, device or ("cuda" if torch.cuda.is_available() else "cpu")
-        )
+    def __init__(self, name: str | None, device: str | None, languages: list[str] | None, runtime: str):
+        fast = "cuda" if runtime == "torch" and torch.cuda.is_available() else "cpu"
+        self._model, self._processor = _load_model(name, device or fast, runtime)
         try:
             known = self._model.get_bank().all_languages
         except ValueError as error:

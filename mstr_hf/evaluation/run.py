@@ -24,6 +24,7 @@ from mstr_hf.models.image_processing_mstr import load_image
 from mstr_hf.models.modeling_refiner import RefinerModel
 from mstr_hf.models.processing_mstr import MSTRProcessor
 from mstr_hf.models.text import normalise
+from mstr_hf.onnx_runtime import OnnxRefiner
 
 from . import tables
 from .metrics import JOINERS, wrr
@@ -69,7 +70,7 @@ def evaluate(
         output: Folder for the files, and for the journals of a run that is not complete.
         peers: Other readers (see `mstr_hf.evaluation.peers.load_peers`); those that are missing are left out.
         num_alternatives: Next best readings to note for each word. They are looked for apart from the reading itself,
-            which takes some five times as long as reading; 0 saves that.
+            which takes some five times as long as reading; 0 saves that, and is all that `OnnxRefiner` does.
         batch_size: Images a batch.
 
     Returns:
@@ -181,6 +182,9 @@ def _digest(model: RefinerModel) -> str:
     digest = hashlib.sha256()
     config = {key: value for key, value in model.config.to_dict().items() if not key.startswith(("_", "transformers"))}
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    if isinstance(model, OnnxRefiner):
+        digest.update(model.digest().encode())
+        return digest.hexdigest()
     for key, tensor in sorted(model.state_dict().items()):
         digest.update(key.encode() + tensor.detach().cpu().float().numpy().tobytes())
     return digest.hexdigest()

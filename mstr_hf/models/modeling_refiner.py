@@ -416,7 +416,7 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
         logits = scale * torch.cat([special, cosines(embeddings, bank)], -1)
         # Only the end and characters can be read; start, padding and prompt tokens cannot.
         never = torch.finfo(logits.dtype).min
-        outputs = logits.new_full((*logits.shape[:2], TOKEN_OFFSET + len(bank)), never)
+        outputs = logits.new_full((*logits.shape[:2], TOKEN_OFFSET + bank.shape[0]), never)
         outputs[..., EOS] = logits[..., EOS]
         outputs[..., TOKEN_OFFSET:] = logits[..., SPECIAL_ROWS:]
         return outputs
