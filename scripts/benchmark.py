@@ -27,12 +27,14 @@ import math
 import os
 import platform
 import random
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +62,6 @@ def mstr(
 
     def load(arguments: argparse.Namespace) -> Read:
         import torch
-
         from transformers import AutoModel, AutoProcessor
 
         from mstr_hf.hub.cache import CHECKPOINT  # the package registers the Auto classes
@@ -117,7 +118,7 @@ def trocr(arguments: argparse.Namespace) -> Read:
     options = {"min_new_tokens": steps, "max_new_tokens": steps, "decoder_start_token_id": 2, "do_sample": False}
 
     def read(paths: Sequence[str], batch_size: int) -> list[str]:
-        texts = []
+        texts: list[str] = []
         for batch in batches(paths, batch_size):
             pixels = torch.from_numpy(resized(batch, 384, 384)).to(arguments.device)
             with torch.inference_mode():
@@ -135,7 +136,7 @@ def mgp_str(arguments: argparse.Namespace) -> Read:
     model = MgpstrForSceneTextRecognition(MgpstrConfig()).eval().to(arguments.device)
 
     def read(paths: Sequence[str], batch_size: int) -> list[str]:
-        texts = []
+        texts: list[str] = []
         for batch in batches(paths, batch_size):
             pixels = torch.from_numpy(resized(batch, 32, 128)).to(arguments.device)
             with torch.inference_mode():
@@ -178,7 +179,7 @@ def tesseract(arguments: argparse.Namespace) -> Read:
     languages = json.loads(arguments.languages)
 
     def read(paths: Sequence[str], batch_size: int) -> list[str]:
-        texts = []
+        texts: list[str] = []
         for batch in batches(paths, batch_size):
             by_language: dict[str, list[Path]] = {}
             for path in batch:
@@ -359,7 +360,14 @@ def main() -> None:
     add("--threads", type=numbers, default=[1, 2], metavar="N,N", help="default: 1,2")
     add("--rounds", type=int, default=5, metavar="N", help="default: 5")
     add("--seconds", type=float, default=0.5, help="time of one measurement, about (default: 0.5)")
-    add("--python", action="append", default=[], metavar="docTR=PYTHON", help="Python of peers whose names begin so")
+    add(
+        "--python",
+        action="append",
+        default=[],
+        type=interpreter,
+        metavar="docTR=PYTHON",
+        help="Python of the systems whose names begin so",
+    )
     add("--model", metavar="NAME", help="our checkpoint: folder or Hub repository (default: the bundled one)")
     add("--device", default="cpu", help="cpu, or a GPU such as cuda:0 (default: cpu)")
     add("--quick", action="store_true", help="one thread, batches of 1 and 64, two short rounds")
@@ -372,7 +380,7 @@ def main() -> None:
         arguments.threads = arguments.threads[0]
         return work(arguments)
     if arguments.quick:
-        arguments.threads, arguments.batch_sizes, arguments.rounds, arguments.seconds = [1], [1, 64], 2, 0.2
+        arguments.threads, arguments.batch_sizes, arguments.rounds, arguments.seconds = [1], [1, 64], 2, 0.1
     if not arguments.output:
         parser.error("--output FOLDER is needed")
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -391,6 +399,14 @@ def names(text: str) -> list[str]:
     if unknown := [name for name in found if name not in SYSTEMS]:
         raise argparse.ArgumentTypeError(f"no system {unknown[0]!r}: use {'; '.join(SYSTEMS)}")
     return found
+
+
+def interpreter(text: str) -> tuple[str, str]:
+    """The beginning of systems' names, and their Python."""
+    start, _, python = text.partition("=")
+    if not any(name.startswith(start) for name in SYSTEMS) or not (found := shutil.which(python)):
+        raise argparse.ArgumentTypeError(f"{text!r}: give the beginning of systems' names and a Python, docTR=PYTHON")
+    return start, found
 
 
 def numbers(text: str) -> list[int]:
@@ -417,7 +433,7 @@ def benchmark(arguments: argparse.Namespace, paths: Sequence[str]) -> dict[str, 
     languages = {record["filename"]: record["lang"] for record in records}
     options = ["--characters", str(characters), "--languages", json.dumps(languages)]
     options += ["--model", arguments.model] if arguments.model else []
-    pythons = dict(text.split("=", 1) for text in arguments.python)
+    pythons = dict(arguments.python)
     chosen = [name for name in arguments.systems or SYSTEMS if arguments.device == "cpu" or name not in WITHOUT_GPU]
     rows, missing = [], {}
     for threads in arguments.threads:
@@ -548,8 +564,7 @@ def markdown(report: dict[str, Any]) -> str:
         "",
     ]
     if start:
-        cells = f"{start['median']:.2f} s ({start['min']:.2f} to {start['max']:.2f})"
-        lines += [f"The command `mstr read` for one image: {cells}.", ""]
+        lines += [f"The command `mstr read` for one image: {_range(start)} s.", ""]
     head = ["system", "threads", "batch", "words/s", "ms a word", "CPU ms a word", "ratio", "CPU ratio"]
     head += ["start, s", "MB"]
     table = [head, ["---", *["--:"] * (len(head) - 1)]]
@@ -613,7 +628,6 @@ def plot(report: dict[str, Any], path: Path) -> None:
 def scaling(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measures processor time a word by bank rows, word length, batch size and languages, and each part's work."""
     import torch
-
     from transformers import AutoModel, AutoProcessor
 
     from mstr_hf.hub.cache import CHECKPOINT  # the package registers the Auto classes
@@ -634,20 +648,20 @@ def scaling(arguments: argparse.Namespace) -> dict[str, Any]:
     tables = report["tables"]
     batch_sizes = [1, 4, 16, 64] if arguments.quick else [1, 4, 16, 64, 256, 1024]
     tables["images a batch, words of 8 letters"] = {
-        size: per_word(size, lambda batch=batch: model.recognise(**batch))
+        size: per_word(size, partial(model.recognise, **batch))
         for size in batch_sizes
         for batch in [take(inputs, size)]
     }
     lengths = [2, 8, 64] if arguments.quick else [2, 4, 8, 16, 32, 64]
     for label, gate in (("Spotter alone", 0.0), ("all refined", 2.0)):
         tables[f"letters a word, 16 words a batch, {label}"] = {
-            length: per_word(16, lambda batch=batch, gate=gate: model.recognise(**batch, gate_threshold=gate))
+            length: per_word(16, partial(model.recognise, **batch, gate_threshold=gate))
             for length in lengths
             for batch in [text_images(processor, length, 16).to(arguments.device)]
         }
     languages = bank.all_languages
     tables["languages that may be read, 64 words a batch"] = {
-        count: per_word(64, lambda count=count: model.recognise(**inputs, languages=languages[:count]))
+        count: per_word(64, partial(model.recognise, **inputs, languages=languages[:count]))
         for count in range(1, len(languages) + 1)
     }
     report["roofline"] = roofline(model, take(inputs, 16), arguments.device, repeats)
@@ -657,7 +671,7 @@ def scaling(arguments: argparse.Namespace) -> dict[str, Any]:
         size = 64 if count <= 10_000 else 8 if count <= 100_000 else 1
         batch = take(inputs, size)
         model.set_bank(grown(bank, count))
-        table[count] = per_word(size, lambda batch=batch: model.recognise(**batch, languages=languages))
+        table[count] = per_word(size, partial(model.recognise, **batch, languages=languages))
     return report
 
 
