@@ -231,6 +231,7 @@ class SpotterModel(SpotterPreTrainedModel):
         super().__init__(config)
         self.backbone = SpotterBackbone(config)
         self.head = RetrievalHead(config)
+        self._checked_bank: tuple[torch.Tensor, tuple, PrototypeBank] | None = None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -270,20 +271,26 @@ class SpotterModel(SpotterPreTrainedModel):
         self.head.directions = bank_directions(config).to(device)
 
     def get_bank(self) -> PrototypeBank:
-        """The bank in the model.
+        """The bank in the model: the same object until the model's rows change.
 
         Raises:
             BankError: If it was never given one, or its rows are not those that it was trained with.
         """
-        config = self.config
+        config, rows = self.config, self.head.prototypes
+        # Every reading asks for it, and a large one takes long to describe and to check.
+        version = None if rows.is_inference() else rows._version
+        state = (version, config.bank, config.num_base_prototypes, config.base_digest)
+        if self._checked_bank is not None and self._checked_bank[0] is rows and self._checked_bank[1] == state:
+            return self._checked_bank[2]
         if config.bank is None:
             raise BankError("this model has no prototype bank: give it one with set_bank, or load a trained checkpoint")
-        bank = PrototypeBank.from_metadata(config.bank, self.head.prototypes.detach().cpu())
+        bank = PrototypeBank.from_metadata(config.bank, rows.detach().cpu())
         if bank.digest(config.num_base_prototypes) != config.base_digest:
             raise BankError(
                 f"the first {config.num_base_prototypes} rows of the bank in this model do not match their digest: the "
                 "checkpoint was changed, or mixed from two; fetch it again, or give it its own bank with set_bank"
             )
+        self._checked_bank = (rows, state, bank)
         return bank
 
     @capture_outputs(tie_last_hidden_states=False)

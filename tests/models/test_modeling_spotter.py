@@ -519,3 +519,13 @@ def test_rows_that_do_not_match_their_digest_are_refused(spotter, tmp_path):
     spotter.save_pretrained(tmp_path)
     with pytest.raises(BankError, match=r"rows of the bank in this model do not match their digest.*fetch it again"):
         SpotterModel.from_pretrained(tmp_path).get_bank()
+
+
+def test_bank_is_checked_again_once_its_rows_have_changed(spotter):
+    bank = spotter.get_bank()
+    assert spotter.get_bank() is bank  # described once, whatever its size
+    spotter.head.prototypes.neg_()
+    with pytest.raises(BankError, match="do not match their digest"):
+        spotter.get_bank()
+    spotter.head.prototypes.neg_()
+    assert spotter.get_bank().digest() == bank.digest()

@@ -1,0 +1,44 @@
+"""Many images, read in batches that are prepared in threads."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+from mstr_hf import reading
+from mstr_hf.reading import read_images
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_checkpoint):
+    return AutoModel.from_pretrained(tiny_checkpoint).eval(), AutoProcessor.from_pretrained(tiny_checkpoint)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_order_and_readings_do_not_depend_on_batches(loaded, tmp_path, monkeypatch, threads):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(reading, "_WINDOW", 3)
+    rng = np.random.default_rng(0)
+    sources = []
+    for number in range(15):
+        picture = Image.fromarray(rng.integers(0, 256, (32, int(rng.integers(20, 200))), np.uint8))
+        path = tmp_path / f"{number}.png"
+        picture.save(path)
+        sources.append(path if number % 2 else picture)
+    (tmp_path / "4.png").write_text("no image")
+    sources[4] = tmp_path / "4.png"
+    together = list(read_images(*loaded, sources, 2))
+    assert len(together) == 15
+    assert isinstance(together[4], ValueError) and "4.png" in str(together[4])
+    for source, result in zip(sources, together, strict=True):
+        (alone,) = read_images(*loaded, [source], 1)
+        if not isinstance(result, ValueError):
+            assert (alone["text"], alone["spotter_text"]) == (result["text"], result["spotter_text"])
+
+
+def test_a_batch_without_a_readable_image_is_not_read(loaded, tmp_path):
+    (tmp_path / "a.png").write_text("no image")
+    results = list(read_images(*loaded, [tmp_path / "a.png"] * 3, 2))
+    assert [type(result) for result in results] == [ValueError] * 3
+    assert list(read_images(*loaded, [], 2)) == []
