@@ -49,26 +49,36 @@ def main() -> None:
 
     bank = PrototypeBank.from_pretrained(CHECKPOINT)
     speeds = {}
+    print("| | million parameters | fp32, images/s | bf16, images/s |\n| --- | --: | --: | --: |")
     for name in ("Spotter", "Refiner, Spotter frozen", "Refiner and Spotter together"):
         speeds[name] = measure(*own_step(name, bank, arguments.batch_size), *size)
+        print(row(name, speeds[name]), flush=True)
     for name, function in PEERS.items() if arguments.doctr else ():
         peer = json.dumps([function, "".join(bank.characters)])
         options = ["--peer", peer, "--batch-size", str(arguments.batch_size), "--steps", str(arguments.steps)]
         result = subprocess.run([arguments.doctr, __file__, *options], stdout=subprocess.PIPE, text=True, check=True)
         speeds[name] = json.loads(result.stdout.splitlines()[-1])
-    print(table(speeds))
+        print(row(name, speeds[name]), flush=True)
+    for line in ratios(speeds):
+        print(line)
     print(f"\nbatches are drawn at {drawing_speed(bank, arguments.fonts, arguments.batch_size):.0f} images/s a core")
 
 
-def table(speeds: dict[str, dict[str, float]]) -> str:
-    """Images a second, and how many times as many the Spotter and the joint training do."""
-    lines = ["| | million parameters | fp32, images/s | bf16, images/s |", "| --- | --: | --: | --: |"]
-    lines += [f"| {name} | {v['parameters']:.1f} | {v['fp32']:.1f} | {v['bf16']:.1f} |" for name, v in speeds.items()]
-    for own in list(speeds)[:3]:
-        for peer in list(speeds)[3:]:
-            ratios = (f"{speeds[own][kind] / speeds[peer][kind]:.2f}" for kind in ("fp32", "bf16"))
-            lines.append(f"| {own} / {peer} | | {' | '.join(ratios)} |")
-    return "\n".join(lines)
+def row(name: str, speed: dict[str, float]) -> str:
+    """A line of the table."""
+    return f"| {name} | {speed['parameters']:.1f} | {speed['fp32']:.1f} | {speed['bf16']:.1f} |"
+
+
+def ratios(speeds: dict[str, dict[str, float]]) -> list[str]:
+    """Lines that say how many times as many images as each peer each of our models trains on."""
+    peers = [name for name in speeds if name in PEERS]
+    return [
+        f"| {own} / {peer} | | {speeds[own]['fp32'] / speeds[peer]['fp32']:.2f} "
+        f"| {speeds[own]['bf16'] / speeds[peer]['bf16']:.2f} |"
+        for own in speeds
+        for peer in peers
+        if own not in PEERS
+    ]
 
 
 def measure(model: Any, step: Step, images: int, steps: int) -> dict[str, float]:

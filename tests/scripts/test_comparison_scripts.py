@@ -130,11 +130,13 @@ def test_training_steps_of_each_model(monkeypatch):
         assert any(p.grad is not None for p in model.parameters())
 
 
-def test_table_has_ratios(monkeypatch):
+def test_models_are_compared_with_each_peer(monkeypatch):
     script = load("benchmark_training", monkeypatch)
-    speeds = {name: {"parameters": 1, "fp32": n, "bf16": 2 * n} for n, name in enumerate(("a", "b", "c", "peer"), 1)}
-    lines = script.table(speeds).splitlines()
-    assert lines[5] == "| peer | 1.0 | 4.0 | 8.0 |" and lines[6] == "| a / peer | | 0.25 | 0.25 |"
+    names = ("Spotter", "Refiner", *script.PEERS)
+    speeds = {name: {"parameters": 1, "fp32": n, "bf16": 2 * n * n} for n, name in enumerate(names, 1)}
+    assert script.row("Spotter", speeds["Spotter"]) == "| Spotter | 1.0 | 1.0 | 2.0 |"
+    lines = script.ratios(speeds)
+    assert len(lines) == 4 and lines[1] == "| Spotter / doctr ViTSTR-small | | 0.25 | 0.06 |"
 
 
 def test_tiny_sequence_goes_on_where_it_stopped(tmp_path):
