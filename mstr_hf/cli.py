@@ -5,6 +5,7 @@ import glob
 import io
 import json
 import os
+import subprocess
 import sys
 import textwrap
 from collections import Counter
@@ -397,7 +398,7 @@ def _synthesise(arguments: argparse.Namespace) -> int:
             return 0
         counts = (arguments.train, arguments.validation)
         totals = synthesise(arguments.output, arguments.lang, *counts, *common, num_proc=arguments.num_proc)
-    except (ImportError, OSError, ValueError, RuntimeError) as error:
+    except (ImportError, OSError, ValueError, RuntimeError, subprocess.CalledProcessError) as error:
         raise CommandError(_one_line(error)) from error
     for part, total in totals.items():
         print(f"{part}: {total.rows} images")
@@ -409,7 +410,7 @@ def _fonts(arguments: argparse.Namespace) -> int:
         from mstr_hf.synthesis.fonts import discover_fonts
 
         print(discover_fonts(arguments.lang, arguments.folders).report())
-    except (ImportError, OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError, subprocess.CalledProcessError) as error:
         raise CommandError(_one_line(error)) from error
     return 0
 

@@ -33,7 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,9 +56,9 @@ Read = Callable[[Sequence[str], int], list[str]]
 
 
 def mstr(
-    gate: float | None = None, compiled: bool = False, dtype: str = "float32"
+    gate: float | None = None, views: int | None = None, compiled: bool = False, dtype: str = "float32"
 ) -> Callable[[argparse.Namespace], Read]:
-    """Ours, with the checkpoint's gate or another: 0 is the Spotter alone, 2 refines every word."""
+    """Ours, with the checkpoint's gate and views or others: a gate of 0 is the Spotter alone, 2 refines every word."""
 
     def load(arguments: argparse.Namespace) -> Read:
         import torch
@@ -75,13 +75,44 @@ def mstr(
             spotter.backbone = torch.compile(spotter.backbone, dynamic=True)
 
         def read(paths: Sequence[str], batch_size: int) -> list[str]:
-            options = {"gate_threshold": gate}
-            readings = read_images(model, processor, [Path(path) for path in paths], batch_size, **options)
-            return [reading["text"] for reading in readings if not isinstance(reading, ValueError)]
+            options = {"gate_threshold": gate, "num_views": views}
+            return texts_of(read_images(model, processor, [Path(path) for path in paths], batch_size, **options))
 
         return read
 
     return load
+
+
+def onnx(int8: bool) -> Callable[[argparse.Namespace], Read]:
+    """Ours in ONNX Runtime, on the CPU."""
+
+    def load(arguments: argparse.Namespace) -> Read:
+        from transformers import AutoModel, AutoProcessor
+
+        from mstr_hf.hub.cache import CHECKPOINT
+        from mstr_hf.reading import read_images
+
+        optional("onnxruntime", "mstr_hf[onnx]")
+        from mstr_hf.export import export_onnx
+        from mstr_hf.onnx_runtime import OnnxRefiner
+
+        name = arguments.model or str(CHECKPOINT)
+        processor = AutoProcessor.from_pretrained(name)
+        with tempfile.TemporaryDirectory() as folder:
+            export_onnx(AutoModel.from_pretrained(name).eval(), processor, Path(folder), int8=int8)
+            model = OnnxRefiner.from_pretrained(folder)
+
+        def read(paths: Sequence[str], batch_size: int) -> list[str]:
+            return texts_of(read_images(model, processor, [Path(path) for path in paths], batch_size))
+
+        return read
+
+    return load
+
+
+def texts_of(readings: Iterable[Any]) -> list[str]:
+    """Texts of what could be read."""
+    return [reading["text"] for reading in readings if not isinstance(reading, ValueError)]
 
 
 def doctr(arch: str) -> Callable[[argparse.Namespace], Read]:
@@ -195,9 +226,12 @@ def tesseract(arguments: argparse.Namespace) -> Read:
 SYSTEMS: dict[str, Callable[[argparse.Namespace], Read]] = {
     "mstr": mstr(),
     "mstr, Spotter alone": mstr(0.0),
-    "mstr, all refined": mstr(2.0),
+    "mstr, one view": mstr(views=1),
+    "mstr, one view, all refined": mstr(2.0, 1),
     "mstr, compiled": mstr(compiled=True),
     "mstr, bfloat16": mstr(dtype="bfloat16"),
+    "mstr, ONNX": onnx(int8=False),
+    "mstr, ONNX int8": onnx(int8=True),
     "docTR parseq": doctr("parseq"),
     "docTR crnn_vgg16_bn": doctr("crnn_vgg16_bn"),
     "docTR crnn_mobilenet_v3_small": doctr("crnn_mobilenet_v3_small"),
@@ -209,7 +243,7 @@ SYSTEMS: dict[str, Callable[[argparse.Namespace], Read]] = {
 }
 """What is measured, in the order of the tables. The first is what the others are compared with."""
 
-WITHOUT_GPU = ("RapidOCR recogniser", "Tesseract")
+WITHOUT_GPU = ("mstr, ONNX", "mstr, ONNX int8", "RapidOCR recogniser", "Tesseract")
 
 
 def optional(module: str, package: str) -> Any:
@@ -655,7 +689,7 @@ def scaling(arguments: argparse.Namespace) -> dict[str, Any]:
     lengths = [2, 8, 64] if arguments.quick else [2, 4, 8, 16, 32, 64]
     for label, gate in (("Spotter alone", 0.0), ("all refined", 2.0)):
         tables[f"letters a word, 16 words a batch, {label}"] = {
-            length: per_word(16, partial(model.recognise, **batch, gate_threshold=gate))
+            length: per_word(16, partial(model.recognise, **batch, gate_threshold=gate, num_views=1))
             for length in lengths
             for batch in [text_images(processor, length, 16).to(arguments.device)]
         }

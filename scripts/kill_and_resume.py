@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -177,7 +178,7 @@ def attempt(way: Callable[[Path], Any], output: Path) -> None:
     """Runs the way; that one of its processes was killed is no news."""
     try:
         way(output)
-    except RuntimeError:
+    except (RuntimeError, subprocess.CalledProcessError):
         sys.exit(1)
 
 

@@ -1,3 +1,4 @@
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,14 @@ def test_what_is_missing_is_named_in_one_line(capsys, arguments: list[str], mess
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"mstr: {message}") and error.count("\n") == 1
+
+
+def test_a_font_list_that_breaks_off_is_an_error_of_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(fonts, "_system_files", lambda: iter(subprocess.check_output(["false"])))
+    for arguments in (["synthesise", "out", "--lang", "te"], ["fonts", "--lang", "te"]):
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("mstr: Command '['false']' returned") and error.count("\n") == 1
 
 
 def test_fonts_are_reported(capsys):
