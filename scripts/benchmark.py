@@ -110,7 +110,8 @@ def doctr(arch: str) -> Callable[[argparse.Namespace], Read]:
 
     def load(arguments: argparse.Namespace) -> Read:
         models = optional("doctr.models", "python-doctr")
-        predictor = models.recognition_predictor(arch, pretrained=False, pretrained_backbone=False).eval().to(arguments.device)
+        predictor = models.recognition_predictor(arch, pretrained=False, pretrained_backbone=False)
+        predictor = predictor.eval().to(arguments.device)
         if arch == "parseq":
             predictor.model.max_length = arguments.characters  # and one step for the end
 
