@@ -84,27 +84,6 @@ def mstr(
     return load
 
 
-def onnx(name: str) -> Callable[[argparse.Namespace], Read]:
-    """Ours in ONNX Runtime, from an export that is made before anything is measured."""
-
-    def load(arguments: argparse.Namespace) -> Read:
-        from transformers import AutoProcessor
-
-        runtime = optional("mstr_hf.onnx_runtime", "mstr_hf[onnx]")
-        from mstr_hf.reading import read_images
-
-        folder = json.loads(arguments.exports)[name]
-        model, processor = runtime.OnnxRefiner.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
-
-        def read(paths: Sequence[str], batch_size: int) -> list[str]:
-            readings = read_images(model, processor, [Path(path) for path in paths], batch_size)
-            return [reading["text"] for reading in readings if not isinstance(reading, ValueError)]
-
-        return read
-
-    return load
-
-
 def doctr(arch: str) -> Callable[[argparse.Namespace], Read]:
     """A recogniser of docTR with random weights."""
 
@@ -220,8 +199,6 @@ SYSTEMS: dict[str, Callable[[argparse.Namespace], Read]] = {
     "mstr, all refined": mstr(2.0),
     "mstr, compiled": mstr(compiled=True),
     "mstr, bfloat16": mstr(dtype="bfloat16"),
-    "mstr, ONNX float32": onnx("mstr, ONNX float32"),
-    "mstr, ONNX int8": onnx("mstr, ONNX int8"),
     "docTR parseq": doctr("parseq"),
     "docTR crnn_vgg16_bn": doctr("crnn_vgg16_bn"),
     "docTR crnn_mobilenet_v3_small": doctr("crnn_mobilenet_v3_small"),
@@ -233,10 +210,7 @@ SYSTEMS: dict[str, Callable[[argparse.Namespace], Read]] = {
 }
 """What is measured, in the order of the tables. The first is what the others are compared with."""
 
-EXPORTS = {"mstr, ONNX float32": [], "mstr, ONNX int8": ["--int8"]}
-"""Options of `mstr export` for the systems that read with ONNX Runtime."""
-
-WITHOUT_GPU = (*EXPORTS, "RapidOCR recogniser", "Tesseract")
+WITHOUT_GPU = ("RapidOCR recogniser", "Tesseract")
 
 
 def optional(module: str, package: str) -> Any:
@@ -320,11 +294,6 @@ def peak_memory() -> int:
     return max(resource.getrusage(one).ru_maxrss for one in who) * unit
 
 
-def our_environment() -> dict[str, str]:
-    """The environment in which this checkout is imported."""
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-
-
 class Worker:
     """The process of a system.
 
@@ -334,9 +303,9 @@ class Worker:
 
     def __init__(self, name: str, python: str, threads: int, device: str, options: Sequence[str]):
         command = [python, str(Path(__file__).resolve()), "--worker", name, "--threads", str(threads), *options]
-        ours = name.startswith(("mstr", "Tesseract"))
-        environment = our_environment() if ours else dict(os.environ)
-        environment |= {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "USE_TORCH": "1"}
+        if name.startswith(("mstr", "Tesseract")):
+            environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         # A file, as a pipe that nobody reads would stop the process.
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the worker)
         start = time.perf_counter()
@@ -404,7 +373,7 @@ def main() -> None:
     add("--device", default="cpu", help="cpu, or a GPU such as cuda:0 (default: cpu)")
     add("--quick", action="store_true", help="one thread, batches of 1 and 64, two short rounds")
     add("--scaling", action="store_true", help="instead: how cost grows with bank, length, batch and languages")
-    for option in ("--worker", "--languages", "--exports"):  # of the script's own processes
+    for option in ("--worker", "--languages"):  # of the script's own processes
         add(option, help=argparse.SUPPRESS)
     add("--characters", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -468,14 +437,6 @@ def benchmark(arguments: argparse.Namespace, paths: Sequence[str]) -> dict[str, 
     pythons = dict(arguments.python)
     chosen = [name for name in arguments.systems or SYSTEMS if arguments.device == "cpu" or name not in WITHOUT_GPU]
     rows, missing = [], {}
-    exports = {name: str(arguments.output / name.split()[-1]) for name in EXPORTS if name in chosen}
-    for name, folder in exports.items():
-        command = [sys.executable, "-m", "mstr_hf.cli", "export", folder, *EXPORTS[name]]
-        command += ["--model", arguments.model] if arguments.model else []
-        if subprocess.run(command, capture_output=True, env=our_environment(), check=False).returncode:
-            chosen.remove(name)
-            missing[name] = "mstr export failed; install mstr_hf[onnx]"
-    options += ["--exports", json.dumps(exports)]
     for threads in arguments.threads:
         workers = []
         for name in chosen:
@@ -556,10 +517,11 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def start_up(path: str, arguments: argparse.Namespace) -> dict[str, float]:
     """Seconds of the command `mstr read` for one image, files warm."""
     command = [sys.executable, "-m", "mstr_hf.cli", "read", path, "--device", arguments.device]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     seconds = []
     for _ in range(arguments.rounds + 1):
         start = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True, env=our_environment())
+        subprocess.run(command, check=True, capture_output=True, env=environment)
         seconds.append(time.perf_counter() - start)
     return spread(seconds[1:])
 
