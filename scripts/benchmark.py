@@ -120,7 +120,8 @@ def doctr(arch: str) -> Callable[[argparse.Namespace], Read]:
 
     def load(arguments: argparse.Namespace) -> Read:
         models = optional("doctr.models", "python-doctr")
-        predictor = models.recognition_predictor(arch, pretrained=False).eval().to(arguments.device)
+        predictor = models.recognition_predictor(arch, pretrained=False, pretrained_backbone=False)
+        predictor = predictor.eval().to(arguments.device)
         if arch == "parseq":
             predictor.model.max_length = arguments.characters  # and one step for the end
 
@@ -421,7 +422,7 @@ def main() -> None:
     if arguments.scaling:
         sys.path.insert(0, str(ROOT))
         return write(arguments.output, "scaling", scaling(arguments))
-    if not arguments.images or not (paths := image_files(arguments.images)):
+    if not arguments.images or not arguments.images.is_dir() or not (paths := image_files(arguments.images)):
         parser.error(f"--images {arguments.images}: name a folder of PNG or JPEG files")
     write(arguments.output, "benchmark", benchmark(arguments, paths))
     plot(json.loads((arguments.output / "benchmark.json").read_text()), arguments.output / "benchmark.png")

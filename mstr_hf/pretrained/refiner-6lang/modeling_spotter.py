@@ -357,12 +357,22 @@ class SpotterModel(SpotterPreTrainedModel):
 
     def word_scores(self, output: SpotterOutput) -> torch.Tensor:
         """Probability of each reading, `[B]`: the sum over all CTC paths that collapse to it, at the temperature."""
-        temperature = self.config.score_temperature
-        log_probs = self.log_probs(output.similarity / temperature, output.blank_similarity / temperature)
         present = output.character_mask
+        targets = self._targets(output.top_k_ids[..., 0].masked_fill(~present, IGNORED))
+        scale = self.head.scale / self.config.score_temperature
+        blank = scale * output.blank_similarity
+        similarity = output.similarity.to(blank.dtype)
+        # The loss takes the classes that occur in the reading alone, however large the bank is; the sum over all of
+        # its rows is made once.
+        total = torch.logaddexp(torch.logsumexp(scale * similarity, -1), blank)
+        rows = (targets - 1).clamp_min(0)
+        chosen = scale * similarity.gather(-1, rows[:, None].expand(-1, similarity.shape[1], -1))
+        log_probs = torch.cat([blank[..., None], chosen], -1) - total[..., None]
+        # A character that occurs again has the class of its first place: two in a row need a blank between.
+        classes = (targets[:, :, None] == targets[:, None, :]).long().argmax(-1) + 1
         losses = F.ctc_loss(
             log_probs.transpose(0, 1),
-            self._targets(output.top_k_ids[..., 0].masked_fill(~present, IGNORED)),
+            classes.masked_fill(~present, 0),
             output.frame_mask.sum(1),
             present.sum(1),
             reduction="none",
