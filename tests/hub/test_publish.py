@@ -27,6 +27,7 @@ CODE = [
     "processing_mstr",
     "prototype_bank",
     "text",
+    "views",
 ]
 SAMPLES = sorted(f"samples/{path.name}" for path in (CHECKPOINT.parent / "samples").iterdir())
 FILES = [
