@@ -100,7 +100,7 @@ def test_run_changes_nothing_but_the_config(script, tiny_refiner, tmp_path, monk
     script.main()
 
     # Random weights read nothing right: the Refiner gains nothing.
-    expected = before | {"score_temperature": 1.2, "gate_threshold": 0.0, "num_views": 5}
+    expected = before | {"score_temperature": 1.2, "gate_threshold": 0.0, "num_views": 4}
     expected["spotter_config"]["score_temperature"] = 1.2
     after = json.loads((tmp_path / "config.json").read_text())
     assert without_dtype(after) == without_dtype(expected)
