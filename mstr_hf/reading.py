@@ -34,15 +34,32 @@ def read_images(
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(sources), window):
             part = sources[start : start + window]
-            # A batch is as wide as its widest image.
-            order = sorted(range(len(part)), key=lambda index: width_ratio(part[index]))
-            batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+            batches = like_widths([width_ratio(source) for source in part], batch_size)
             jobs = (pool.submit(_prepare, processor, [part[index] for index in batch]) for batch in batches)
             results: dict[int, Reading | ValueError] = {}
             for batch, (outcomes, inputs) in zip(batches, _ahead(jobs, workers), strict=True):
                 readings = iter(model.recognise(**inputs.to(model.device), **options) if inputs else ())
                 results.update(zip(batch, (outcome or next(readings) for outcome in outcomes), strict=True))
             yield from (results[index] for index in range(len(part)))
+
+
+def like_widths(ratios: Sequence[float], batch_size: int) -> list[list[int]]:
+    """Indices of images in batches of like widths, since a batch is as wide as its widest image.
+
+    Args:
+        ratios: Width / height of each image.
+        batch_size: Images a batch, at most.
+
+    Returns:
+        Batches, narrow ones first. One that is not full ends where an image is wider by half than its first.
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(ratios)), key=ratios.__getitem__):
+        last = batches[-1] if batches else []
+        if not last or len(last) == batch_size or ratios[index] > 1.5 * max(1, ratios[last[0]]):
+            batches.append([])
+        batches[-1].append(index)
+    return batches
 
 
 def width_ratio(source: Path | Image.Image) -> float:

@@ -7,7 +7,7 @@ from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
 from mstr_hf import reading
-from mstr_hf.reading import read_images
+from mstr_hf.reading import like_widths, read_images
 
 
 @pytest.fixture(scope="module")
@@ -42,3 +42,9 @@ def test_a_batch_without_a_readable_image_is_not_read(loaded, tmp_path):
     results = list(read_images(*loaded, [tmp_path / "a.png"] * 3, 2))
     assert [type(result) for result in results] == [ValueError] * 3
     assert list(read_images(*loaded, [], 2)) == []
+
+
+def test_batches_are_of_like_widths():
+    assert like_widths([3.0, 1.0, 1.2, 9.0, 2.9, 0.2, 1.4], 4) == [[5, 1, 2, 6], [4, 0], [3]]
+    assert like_widths([2.0] * 5, 2) == [[0, 1], [2, 3], [4]]
+    assert like_widths([], 2) == []
