@@ -53,14 +53,14 @@ def check(readings, expected) -> None:
 
 @pytest.mark.parametrize("languages", [None, ["en"], ["hi", "ar"]])
 def test_samples_are_read_as_generate_reads_them(bundled, samples, languages):
-    readings = bundled.recognise(**samples, languages=languages, gate_threshold=2.0)
+    readings = bundled.recognise(**samples, languages=languages, gate_threshold=2.0, num_views=1)
     assert len({len(reading["characters"]) for reading in readings}) > 3  # words leave the batch at different steps
     check(readings, generated(bundled, samples, languages))
 
 
 def test_gate_chooses_between_both_stages_readings(bundled, samples):
-    spotted = bundled.recognise(**samples, gate_threshold=0.0)
-    refined = bundled.recognise(**samples, gate_threshold=2.0)
+    spotted = bundled.recognise(**samples, gate_threshold=0.0, num_views=1)
+    refined = bundled.recognise(**samples, gate_threshold=2.0, num_views=1)
     scores = sorted(reading["score"] for reading in spotted)
     for threshold in (scores[3] + 1e-4, scores[12] + 1e-5, scores[-1]):
         expected = [
@@ -68,7 +68,8 @@ def test_gate_chooses_between_both_stages_readings(bundled, samples):
         ]
         assert any(reading is first for reading, first in zip(expected, spotted, strict=True))
         assert any(reading is second for reading, second in zip(expected, refined, strict=True))
-        for reading, other in zip(bundled.recognise(**samples, gate_threshold=threshold), expected, strict=True):
+        readings = bundled.recognise(**samples, gate_threshold=threshold, num_views=1)
+        for reading, other in zip(readings, expected, strict=True):
             assert (reading["text"], reading["spotter_text"]) == (other["text"], other["spotter_text"])
             assert reading["score"] == pytest.approx(other["score"], rel=1e-3)
 
@@ -81,7 +82,7 @@ def test_longest_word_is_ended(tiny_refiner, length):
             parameter.add_(0.3 * torch.randn_like(parameter))
     tiny_refiner.config.spotter_config.max_length = length
     inputs = {"pixel_values": torch.randn(3, 1, 32, 64), "pixel_mask": torch.ones(3, 64, dtype=torch.bool)}
-    readings = tiny_refiner.recognise(**inputs, gate_threshold=2.0)
+    readings = tiny_refiner.recognise(**inputs, gate_threshold=2.0, num_views=1)
     assert max(len(reading["characters"]) for reading in readings) == length
     check(readings, generated(tiny_refiner, inputs))
 
@@ -92,7 +93,7 @@ def test_adapters_on_projections_of_the_memory_count(tiny_refiner):
     targets = r"layers\.\d+\.cross_attn\.(k_proj|v_proj)"
     adapted = peft.get_peft_model(tiny_refiner, peft.LoraConfig(target_modules=targets, init_lora_weights=False))
     adapted.eval()
-    readings = adapted.base_model.model.recognise(**inputs, gate_threshold=2.0)
+    readings = adapted.base_model.model.recognise(**inputs, gate_threshold=2.0, num_views=1)
     with_adapter = generated(adapted.base_model.model, inputs)
     check(readings, with_adapter)
     with adapted.disable_adapter():
