@@ -47,7 +47,7 @@ def random_style(rng: random.Random, axes: dict[str, tuple[float, float, float]]
         variations=variations,
         bold=rng.uniform(0.01, 0.07) if rng.random() < 0.45 else 0.0,
         slant=rng.uniform(-0.1, 0.3) if rng.random() < 0.12 else 0.0,
-        spacing=rng.uniform(-0.03, 0.3) if not connected and rng.random() < 0.2 else 0.0,
+        spacing=rng.uniform(-0.03, rng.choice([0.3, 0.3, 0.8])) if not connected and rng.random() < 0.2 else 0.0,
     )
 
 

@@ -180,8 +180,8 @@ class WordSynthesiser:
             canvas = bend(noise, canvas, rng.uniform(-0.35, 0.35) * height)
         slope = 2.5 if rng.random() < 0.15 else 1.0  # most signs are photographed nearly upright
         matrix = random_homography(noise, canvas.shape[0], canvas.shape[1], slope * (0.4 + severity))
-        if rng.random() < 0.4:  # squeezed and stretched lettering
-            matrix = np.diag([rng.uniform(0.65, 1.3), 1, 1]) @ matrix
+        if rng.random() < 0.4:  # squeezed and stretched lettering, and signs seen from the side
+            matrix = np.diag([rng.uniform(0.45, 1.3), 1, 1]) @ matrix
         stretched = max(8, int(canvas.shape[1] * max(1.0, matrix[0, 0] / matrix[2, 2])) + 8)
         canvas = cv2.warpPerspective(canvas, matrix, (stretched, canvas.shape[0]), flags=cv2.INTER_LINEAR)
         rows, cols = np.flatnonzero(canvas.max(1) > 40), np.flatnonzero(canvas.max(0) > 40)

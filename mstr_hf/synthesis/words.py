@@ -46,7 +46,10 @@ CONJUNCT_WORDS = (10, 150)
 
 # Percent of words, numbers, words with punctuation, random strings, single characters, pairs of words, and Latin
 # words among those of other scripts.
-MIXTURE = (67, 8, 7, 10, 1, 4, 3)
+MIXTURE = (60, 8, 13, 10, 1, 5, 3)
+# What ends a word on a sign, and how often: of 671 photographed words 21 end in a comma, 7 in a colon, 6 in a full
+# stop. A comma that training hardly shows is taken for a piece of the next word.
+ENDINGS = {",": 14, ".": 6, ":": 6, "!": 2, "?": 1, ";": 1, "...": 1}
 # Latin words on the signs of other scripts are names and a few common nouns.
 LATIN_WORDS = 20_000
 OPENING = {"(": ")", "[": "]", '"': '"', "'": "'", "“": "”", "‘": "’", "«": "»"}
@@ -107,7 +110,7 @@ class WordSource:
 
     def _word(self, rng: random.Random) -> str:
         word = self._dictionary(rng)
-        if self.charset.script == "Latn":
+        if self.charset.cased:
             return _recase(rng, word)
         if self.charset.script == "Arab":
             return _vocalise(rng, word)
@@ -131,16 +134,16 @@ class WordSource:
     def _punctuated(self, rng: random.Random) -> str:
         word = self._word(rng)
         form = rng.random()
-        if form < 0.6:
+        if form < 0.7:
             own = [sign for sign in self.charset.punctuation if unicodedata.category(sign) == "Po"]
-            suffixes = ["'s", "-"] if self.charset.script == "Latn" else own
-            return word + rng.choice([".", ",", ":", "!", "?", ";", "...", *suffixes])
-        if form < 0.8:
+            endings = ENDINGS | dict.fromkeys(["'s", "-"] if self.charset.script == "Latn" else own, 2)
+            return word + rng.choices(list(endings), list(endings.values()))[0]
+        if form < 0.84:
             opening = rng.choice(list(OPENING))
             return opening + word + OPENING[opening]
-        if form < 0.84:
+        if form < 0.88:
             return word + rng.choice("-/&+@_") + self._word(rng)
-        if form < 0.9:
+        if form < 0.93:
             return "".join(f"{self._syllable(rng)}." for _ in range(rng.randint(2, 4)))
         signs = [character for character, subtype in self.charset.common if subtype == PUNCTUATION]
         sign = rng.choice([*signs, *self.charset.punctuation])
@@ -477,7 +480,7 @@ def _compile(charset: Charset, sources: list[_List]) -> dict[str, Any]:
     """Joins the sources to words with weights, and to the syllables that occur in them."""
     keep = "".join(charset.joiners)
     allowed = {*charset.letters, *charset.diacritics, *charset.joiners}
-    if charset.script == "Latn":
+    if charset.cased:
         allowed |= set("'-")
     letters = set(charset.letters)
     frequencies: dict[str, float] = {}
