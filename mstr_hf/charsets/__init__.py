@@ -72,6 +72,11 @@ class Charset:
         return [*own, *((joiner, DIACRITIC) for joiner in self.joiners), *self.common]
 
     @property
+    def cased(self) -> bool:
+        """Whether the language has capitals."""
+        return any(letter.isupper() for letter in self.letters)
+
+    @property
     def characters(self) -> frozenset[str]:
         """All characters."""
         return frozenset(character for character, _ in self.entries)

@@ -97,6 +97,14 @@ def test_other_shapes_than_latin_letters_are_refused(folder: Path, mapping: dict
     assert discover_fonts(["en"], [folder]).refused["en"] == {"DejaVu Sans": reason}
 
 
+@pytest.mark.parametrize(("lang", "capitals"), [("ru", "АБЕР"), ("el", "ΑΓΔΕΖΗΛΜΝΠΡΣΩ")])
+def test_small_capitals_are_refused_in_every_cased_script(folder: Path, lang: str, capitals: str):
+    shutil.copy(font_file(DEJAVU), folder)
+    assert not discover_fonts([lang], [folder]).refused[lang]
+    remap(font_file(DEJAVU), folder / DEJAVU[1], {capital.lower(): capital for capital in capitals})
+    assert set(discover_fonts([lang], [folder]).refused[lang].values()) == {"both cases drawn alike"}
+
+
 def test_blank_letters_and_borrowed_digits_are_not_covered(folder: Path):
     digits = dict(zip("٠١٢٣٤٥٦٧٨٩", "0123456789", strict=True))
     remap(font_file(NASKH), folder / "naskh.ttf", digits | {"ز": ""})
@@ -131,6 +139,10 @@ def test_a_tenth_is_held_out_and_at_least_one_design():
     fewer = fonts._heldout_groups(Counter({f"family {number}": 2 for number in range(500)}))
     assert fewer == many & {f"family {number}" for number in range(500)}
     assert "large" not in fonts._heldout_groups(Counter({"large": 90, "small": 1, "other": 1}))
+    # of two one is, of one none
+    assert fonts._heldout_groups(Counter({"large": 3, "small": 2})) == {"small"}
+    assert len(fonts._heldout_groups(Counter({"one": 2, "other": 2}))) == 1
+    assert not fonts._heldout_groups(Counter({"one": 2}))
 
 
 def test_index_is_read_from_the_cache_until_a_file_changes(folder: Path, monkeypatch: pytest.MonkeyPatch):

@@ -63,8 +63,9 @@ def test_frequent_words_are_drawn_more_often():
     assert sum(word in top for word in drawn) > 10 * sum(word in tail for word in drawn)
 
 
-def test_english_is_mostly_capitals():
-    source = _load("en")
+@pytest.mark.parametrize("lang", ["en", "ru", "el"])
+def test_languages_with_capitals_are_mostly_set_in_them(lang: str):
+    source = _load(lang)
     rng = random.Random(0)
     drawn = [word for word in (source.sample(rng) for _ in range(3000)) if word.isalpha() and len(word) > 2]
     upper, lower = sum(map(str.isupper, drawn)) / len(drawn), sum(map(str.islower, drawn)) / len(drawn)
