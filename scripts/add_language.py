@@ -19,6 +19,9 @@ one stage alone. Without steps of tuning, tune and after are left out.
 from __future__ import annotations
 
 import argparse
+import functools
+import hashlib
+import json
 import math
 import random
 from collections import Counter
@@ -36,6 +39,7 @@ import mstr_hf  # noqa: F401  (registers the Auto classes)
 from mstr_hf.charsets import Charset, load_charset
 from mstr_hf.data.manifest import read_manifest
 from mstr_hf.evaluation.metrics import Score, crr, script_accuracy, wrr
+from mstr_hf.evaluation.run import model_digest
 from mstr_hf.hub.publish import assemble
 from mstr_hf.models.image_processing_mstr import MAX_RATIO, load_image
 from mstr_hf.models.modeling_mclip import MCLIPModel
@@ -62,6 +66,8 @@ from mstr_hf.vocabulary import Vocabulary
 ROW_SEED, EVALUATION_SEED = 5, 6
 HELDOUT_SEVERITY = 0.6
 READ_AT_ONCE = 32
+# What the words drawn for evaluation are called, beside manifests by their names.
+SYNTHETIC = "synthetic"
 # A row is fitted to at least so many sights of its character.
 RARE = 8
 # Where a row may come from.
@@ -137,12 +143,16 @@ class Run:
         self.args = args
         self.folder = Path(args.output_dir)
         self.charset: Charset = load_charset(args.lang)
-        self.manifests = {Path(manifest).stem: read_manifest(manifest) for manifest in args.manifests}
+        names = [Path(manifest).stem for manifest in args.manifests]
+        for name, count in Counter([*names, SYNTHETIC]).items():
+            if count > 1:
+                other = "the synthetic words have that name" if name == SYNTHETIC else "two manifests have it"
+                raise ValueError(f"a manifest is called {name}, but {other}: rename the file")
+        self.manifests = dict(zip(names, map(read_manifest, args.manifests), strict=True))
         self.model = RefinerModel.from_pretrained(args.checkpoint, dtype=torch.float32).eval()
         self.processor = AutoProcessor.from_pretrained(args.checkpoint)
         self.old_bank = self.model.get_bank()
         self.vocabulary: Vocabulary = extended_vocabulary(self.old_bank, self.charset)
-        self._index: FontIndex | None = None
 
     def result(self, stage: str) -> dict[str, Any] | None:
         """What a stage has left, if it was run with the options of now.
@@ -151,13 +161,12 @@ class Run:
             ValueError: If a training was begun with other options: it is not thrown away.
         """
         kept = read_json(self.folder / f"{stage}.json")
-        options = self.options(stage)
-        if kept is None or kept["options"] == options:
+        if kept is None or kept["options"] == (options := self.options(stage)):
             return kept
         if stage == "tune":
             changed = [name for name, value in options.items() if kept["options"].get(name) != value]
             raise ValueError(
-                f"{self.folder / stage} was trained with another {', '.join(changed)}: name another --output_dir, or "
+                f"{self.folder / stage} was trained with other {', '.join(changed)}: name another --output_dir, or "
                 f"remove {self.folder / stage} and {self.folder / stage}.json"
             )
         return None
@@ -178,11 +187,10 @@ class Run:
             raise ValueError(f"stage {stage} is missing in {self.folder}: run it first, or leave --stage out")
         return result
 
+    @functools.cached_property
     def fonts(self) -> FontIndex:
         """The fonts of all languages."""
-        if self._index is None:
-            self._index = discover_fonts(self.vocabulary.languages, self.args.fonts)
-        return self._index
+        return discover_fonts(self.vocabulary.languages, self.args.fonts)
 
     def bank(self) -> PrototypeBank:
         """The extended bank."""
@@ -192,7 +200,7 @@ class Run:
     def words(self, split: str, severity: float, weights: dict[str, float]) -> WordSynthesiser:
         """Draws words of the languages that have a weight."""
         sources = {lang: load_words(lang) for lang in weights}
-        return WordSynthesiser(self.fonts(), sources, weights, split, severity, self.vocabulary.joiners)
+        return WordSynthesiser(self.fonts, sources, weights, split, severity, self.vocabulary.joiners)
 
     def tuned(self) -> RefinerModel:
         """The checkpoint after tuning; with the new rows only if there was none."""
@@ -206,9 +214,25 @@ class Run:
         return model.eval()
 
     def options(self, stage: str) -> dict[str, Any]:
-        """The options that make a stage's result what it is."""
-        given = asdict(self.args)
+        """The options that make a stage's result what it is, and digests of what they name."""
+        given = asdict(self.args) | self.contents
         return {name: given[name] for name in _OPTIONS[stage]}
+
+    @functools.cached_property
+    def contents(self) -> dict[str, str]:
+        """Digests of fonts, words, characters, weights and photographs: any of them may be others tomorrow."""
+        by_language = self.fonts.by_language.items()
+        faces = {lang: sorted((face.path, face.index) for face in found) for lang, found in by_language}
+        photographs = [Path(manifest).read_text(encoding="utf-8") for manifest in self.args.manifests]
+        digests = {
+            name: hashlib.sha256(json.dumps(content).encode()).hexdigest()
+            for name, content in (
+                ("faces", faces),
+                ("words", load_words(self.args.lang).words),
+                ("photographs", photographs),
+            )
+        }
+        return digests | {"characters": self.vocabulary.digest, "weights": model_digest(self.model)}
 
 
 def fonts_stage(run: Run) -> dict[str, Any]:
@@ -225,7 +249,6 @@ def fonts_stage(run: Run) -> dict[str, Any]:
         raise ValueError(
             f"too few font designs draw {lang} for one to be kept for evaluation: install more (README.md, Fonts)"
         )
-    load_words(lang)  # better missed now than after the rows
     every = [hb_font(face) for split in faces.values() for face in split]
     missing = [
         character
@@ -260,7 +283,7 @@ def rows_stage(run: Run) -> dict[str, Any]:
             take("text", prompt_rows(mclip, vocabulary, first), [True] * len(new))
         else:
             letters = {args.lang: run.charset.letters}
-            renderings = CharacterSynthesiser(run.fonts(), vocabulary.rows, letters, severity=0.3)
+            renderings = CharacterSynthesiser(run.fonts, vocabulary.rows, letters, severity=0.3)
             found, counts = image_rows(mclip, vocabulary, first, renderings, args.row_crops, ROW_SEED)
             take("image", found, list(map(bool, counts)))
     if "" in source:
@@ -347,9 +370,12 @@ def tune_stage(run: Run) -> dict[str, Any]:
         save_steps=args.save_steps,
         resume=begun,
     )
-    Trainer(training, model.requires_grad_(True).train(), batches).train()
-    if not (folder / "final").is_dir():
-        raise SystemExit("tune was told to stop: start the same command again to go on")
+    trainer = Trainer(training, model.requires_grad_(True).train(), batches)
+    try:
+        trainer.train()
+    except SystemExit:
+        print("start the same command again to go on: it needs no --resume")
+        raise
     return {}
 
 
@@ -435,7 +461,7 @@ def evaluate(run: Run, model: RefinerModel, languages: Sequence[str]) -> dict[st
     args = run.args
     heldout = run.words("heldout", HELDOUT_SEVERITY * args.severity, dict.fromkeys(run.vocabulary.languages, 1.0))
     sets: dict[str, list[tuple[str, Any, str]]] = {
-        "synthetic": [
+        SYNTHETIC: [
             (lang, word.image, word.text)
             for lang in languages
             for word in draw(heldout, EVALUATION_SEED, lang, args.eval_words)
@@ -567,10 +593,10 @@ STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {
 }
 
 # The options that make a stage's result what it is.
-_FONTS = ("lang", "fonts")
-_ROWS = (*_FONTS, "checkpoint", "rows", "mclip", "row_words", "row_crops", "severity")
+_FONTS = ("lang", "fonts", "faces", "words", "characters")
+_ROWS = (*_FONTS, "checkpoint", "weights", "rows", "mclip", "row_words", "row_crops", "severity")
 _TUNING = (*_ROWS, "batch_size", "learning_rate", "warmup_steps", "replay", "seed", "bf16", "steps")
-_EVALUATION = ("eval_words", "manifests")
+_EVALUATION = ("eval_words", "manifests", "photographs")
 _OPTIONS: dict[str, tuple[str, ...]] = {
     "fonts": _FONTS,
     "rows": _ROWS,

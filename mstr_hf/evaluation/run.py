@@ -89,7 +89,7 @@ def evaluate(
     except ValueError as error:
         raise EvaluationError(str(error)) from None
     settings = {
-        "model": _digest(model),
+        "model": model_digest(model),
         "manifests": {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in manifests},
         "num_alternatives": num_alternatives,
         "batch_size": batch_size,
@@ -177,7 +177,7 @@ def _records(manifests: Sequence[Path], languages: Sequence[str]) -> tuple[dict[
     return records, skipped
 
 
-def _digest(model: RefinerModel) -> str:
+def model_digest(model: RefinerModel) -> str:
     """SHA-256 of weights, bank and settings."""
     digest = hashlib.sha256()
     config = {key: value for key, value in model.config.to_dict().items() if not key.startswith(("_", "transformers"))}
