@@ -1,12 +1,14 @@
 """Measures the speed of reading from image files, ours beside other recognisers, in one run on one machine.
 
-    python scripts/benchmark.py --images words/ --output runs/benchmark            # about 12 minutes on two cores
-    python scripts/benchmark.py --images words/ --output runs/benchmark --quick    # a look
-    python scripts/benchmark.py --images words/ --output runs/benchmark --scaling  # how cost grows; a roofline note
+    python scripts/benchmark.py --output runs/benchmark                  # about 12 minutes on two cores
+    python scripts/benchmark.py --images words/ --output runs/benchmark  # on images of your own
+    python scripts/benchmark.py --output runs/benchmark --quick          # a look
+    python scripts/benchmark.py --output runs/benchmark --scaling        # how cost grows; a roofline note
 
 Every system has a process of its own and reads the same PNG or JPEG files: decode, its usual preprocessing, model,
 text. The systems take turns in every round, so that what else the machine does falls on all of them; ratios to our
-default are taken within a round. The folder of `--output` gets benchmark.json, benchmark.md and benchmark.png.
+default are taken within a round. The folder of `--output` gets benchmark.json, benchmark.md and benchmark.png, and
+without `--images` the words that are read: 768 synthetic ones of six languages.
 
 Peers that are not installed are left out, and named. They read with random weights where their trained ones are not to
 be had offline, which changes no speed but that of decoding character by character: there every word is given as many
@@ -41,6 +43,8 @@ from typing import Any
 # A worker may run in the environment of a peer: what is imported here is of Python alone.
 
 MAX_SECONDS = 20  # a batch that would take longer is left out
+# What is drawn to be read where no images are named.
+LANGUAGES, DRAWN_WORDS, SEED = ["en", "hi", "bn", "ta", "te", "ar"], 768, 77
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -389,6 +393,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--images", type=Path, metavar="FOLDER", help="word images, with labels.jsonl where their text is known")
+    add("--fonts", nargs="*", default=[], help="folders with fonts beside the system's, to draw words in")
     add("--output", type=Path, metavar="FOLDER", help="where to write; made if needed")
     add("--systems", type=names, metavar="NAME;NAME", help=f"some of: {'; '.join(SYSTEMS)}")
     add("--batch_sizes", type=numbers, default=[1, 8, 64, 256], metavar="N,N", help="default: 1,8,64,256")
@@ -419,13 +424,22 @@ def main() -> None:
     if not arguments.output:
         parser.error("--output FOLDER is needed")
     arguments.output.mkdir(parents=True, exist_ok=True)
+    sys.path.insert(0, str(ROOT))
     if arguments.scaling:
-        sys.path.insert(0, str(ROOT))
         return write(arguments.output, "scaling", scaling(arguments))
-    if not arguments.images or not arguments.images.is_dir() or not (paths := image_files(arguments.images)):
+    if arguments.images is None:
+        arguments.images = arguments.output / "words"
+        try:
+            draw_words(arguments.images, arguments.fonts)
+        except (ImportError, ValueError, RuntimeError) as error:
+            parser.error(f"no words can be drawn: {str(error).splitlines()[0]}; or name images with --images FOLDER")
+    if not arguments.images.is_dir() or not (paths := image_files(arguments.images)):
         parser.error(f"--images {arguments.images}: name a folder of PNG or JPEG files")
-    write(arguments.output, "benchmark", benchmark(arguments, paths))
-    plot(json.loads((arguments.output / "benchmark.json").read_text()), arguments.output / "benchmark.png")
+    report = benchmark(arguments, paths)
+    write(arguments.output, "benchmark", report)
+    if not any("seconds" in row for row in report["rows"]):
+        parser.exit(1, "nothing could be measured\n")
+    plot(report, arguments.output / "benchmark.png")
 
 
 def names(text: str) -> list[str]:
@@ -450,6 +464,31 @@ def numbers(text: str) -> list[int]:
     if 0 in found:
         raise argparse.ArgumentTypeError(f"{text!r}: give whole numbers above 0 with commas between")
     return found
+
+
+def draw_words(folder: Path, fonts: Sequence[str]) -> None:
+    """Draws words of the six languages in turns, in fonts that training never saw, into a folder that lacks them."""
+    if (folder / "labels.jsonl").exists():
+        return
+    from mstr_hf import build_vocabulary, load_charsets
+    from mstr_hf.models.text import display
+    from mstr_hf.synthesis.dataset import encode_image
+    from mstr_hf.synthesis.fonts import discover_fonts
+    from mstr_hf.synthesis.synthetic_words import WordSynthesiser
+    from mstr_hf.synthesis.words import load_words
+
+    joiners = build_vocabulary(load_charsets(LANGUAGES)).joiners
+    words = {lang: load_words(lang) for lang in LANGUAGES}
+    synthesiser = WordSynthesiser(discover_fonts(LANGUAGES, fonts), words, split="heldout", joiners=joiners)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for index in range(DRAWN_WORDS):
+        word = synthesiser.word(SEED, index, LANGUAGES[index % len(LANGUAGES)])
+        name = f"{index:04}_{word.lang}.png"
+        (folder / name).write_bytes(encode_image(word.image))
+        record = {"filename": name, "gt_text": display(word.text), "lang": word.lang}
+        lines.append(json.dumps(record, ensure_ascii=False))
+    (folder / "labels.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def image_files(folder: Path) -> list[str]:
@@ -481,7 +520,7 @@ def benchmark(arguments: argparse.Namespace, paths: Sequence[str]) -> dict[str, 
                 missing[name] = str(error)
                 print(f"{name} skipped: {error}", file=sys.stderr)
         try:
-            rows += measure(workers, threads, arguments, paths)
+            rows += measure(workers, threads, arguments, paths, missing)
         finally:
             for worker in workers:
                 worker.close()
@@ -496,10 +535,23 @@ def benchmark(arguments: argparse.Namespace, paths: Sequence[str]) -> dict[str, 
 
 
 def measure(
-    workers: list[Worker], threads: int, arguments: argparse.Namespace, paths: Sequence[str]
+    workers: list[Worker],
+    threads: int,
+    arguments: argparse.Namespace,
+    paths: Sequence[str],
+    missing: dict[str, str],
 ) -> list[dict[str, Any]]:
-    """Rounds in which the workers take turns: a row for each worker and batch size."""
+    """Rounds in which the workers take turns: a row for each worker and batch size.
+
+    A worker that fails goes into `missing`, with the reason; what was measured of it before stays.
+    """
     rows: dict[tuple[str, int], dict[str, Any]] = {}
+
+    def drop(worker: Worker, error: Missing) -> None:
+        missing[worker.name] = str(error)
+        print(f"{worker.name} failed: {error}", file=sys.stderr)
+        workers.remove(worker)
+
     for worker in list(workers):
         try:
             first = worker.read(paths[:1], 1)["seconds"]
@@ -516,25 +568,29 @@ def measure(
                     per_word = worker.read(words(paths, least), batch_size)["seconds"] / least
                 row["words"] = least * max(1, round(arguments.seconds / per_word / least))
         except Missing as error:
-            print(f"{worker.name} failed: {error}", file=sys.stderr)
-            workers.remove(worker)
+            drop(worker, error)
     for number in range(arguments.rounds):
         for batch_size in arguments.batch_sizes:
-            for worker in workers[number % len(workers) :] + workers[: number % len(workers)]:
+            first = number % max(1, len(workers))
+            for worker in workers[first:] + workers[:first]:
                 row = rows[worker.name, batch_size]
                 if "words" in row:
-                    result = worker.read(words(paths, row["words"], start=97 * number), batch_size)
+                    try:
+                        result = worker.read(words(paths, row["words"], start=97 * number), batch_size)
+                    except Missing as error:
+                        drop(worker, error)
+                        continue
                     row["memory"] = result["memory"]
                     times = {kind: result[kind] / row["words"] for kind in ("seconds", "cpu")}
                     row["rounds"].append({"round": number, **times})
         print(f"{threads} threads, round {number + 1} of {arguments.rounds}", file=sys.stderr)
     found = [row for row in rows.values() if row["rounds"]]
     for row in found:
-        reference = rows.get(("mstr", row["batch_size"]), row)["rounds"]
+        ours = {base["round"]: base for base in rows.get(("mstr", row["batch_size"]), {}).get("rounds", [])}
         for kind in ("seconds", "cpu"):
             row[kind] = spread([one[kind] for one in row["rounds"]])
-            pairs = zip(row["rounds"], reference, strict=True)
-            row[f"{kind}_ratio"] = spread([one[kind] / max(base[kind], 1e-9) for one, base in pairs])
+            ratios = [one[kind] / max(ours[one["round"]][kind], 1e-9) for one in row["rounds"] if one["round"] in ours]
+            row[f"{kind}_ratio"] = spread(ratios) if ratios else None
     return [row for row in rows.values() if row["rounds"] or "left_out" in row]
 
 
@@ -551,7 +607,9 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def start_up(path: str, arguments: argparse.Namespace) -> dict[str, float]:
     """Seconds of the command `mstr read` for one image, files warm."""
     command = [sys.executable, "-m", "mstr_hf.cli", "read", path, "--device", arguments.device]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command += ["--model", arguments.model] if arguments.model else []
+    path_list = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": path_list}
     seconds = []
     for _ in range(arguments.rounds + 1):
         start = time.perf_counter()
@@ -610,7 +668,7 @@ def markdown(report: dict[str, Any]) -> str:
             continue
         cells.append(f"{1 / row['seconds']['median']:.0f}")
         cells += [_range(row[kind], 1000) for kind in ("seconds", "cpu")]
-        cells += [_range(row[f"{kind}_ratio"]) for kind in ("seconds", "cpu")]
+        cells += [_range(row[f"{kind}_ratio"]) if row[f"{kind}_ratio"] else "-" for kind in ("seconds", "cpu")]
         table.append([*cells, f"{row['start_seconds']:.1f}", f"{row['memory'] / 1e6:.0f}"])
     lines += ["| " + " | ".join(row) + " |" for row in table]
     lines += ["", *(f"{name} left out: {reason}." for name, reason in report["missing"].items())]
