@@ -3,7 +3,7 @@
 Three graphs (:data:`mstr_hf.onnx_runtime.GRAPHS`) of any batch size and width: `spotter` from images to cosines and
 feature maps, `memory` from what was spotted to what the decoder attends to, keys and values of its cross attention
 included, and `decoder`, one step of which extends a cache. The rows of the prototype bank are an input of all, so that
-quantisation leaves them exact; their number is fixed, so a model whose bank has grown is exported again.
+quantisation leaves them exact. A model whose bank has grown is exported again: what lies beside the graphs is checked.
 """
 
 from __future__ import annotations

@@ -72,6 +72,8 @@ def figures(folder: Path) -> dict[str, list[float]]:
 
 STEPS = ["--max_steps", 2, "--eval_steps", 2, "--save_steps", 1, "--log_steps", 1, "--num_workers", 0]
 WORDS = [*STEPS, "--batch_size", 2, "--eval_words", 3]
+# The paper's setting, for two small steps.
+REFERENCE = ["--config", CONFIGS / "reference.yaml"]
 SHAPE = "stem_channels=4,stage_channels=[4,8,16],stage_blocks=[1,1],num_hidden_layers=1,intermediate_size=16"
 
 
@@ -79,9 +81,7 @@ SHAPE = "stem_channels=4,stage_channels=[4,8,16],stage_blocks=[1,1],num_hidden_l
 def mclip(run, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "mclip"
     options = ["--languages", "en", "--architecture", "projection_dim=16", "--batch_size", 16, "--eval_samples", 40]
-    # Two steps of the paper's setting.
-    config = ["--config", CONFIGS / "reference.yaml"]
-    run("train_mclip", *config, "--output_dir", folder, *STEPS, *options)
+    run("train_mclip", *REFERENCE, "--output_dir", folder, *STEPS, *options)
     return folder
 
 
@@ -96,14 +96,14 @@ def bank(run, mclip) -> Path:
 @pytest.fixture(scope="module")
 def spotter(run, bank) -> Path:
     folder = bank.with_name("spotter")
-    run("train_spotter", "--bank", bank, "--output_dir", folder, *WORDS, "--architecture", SHAPE)
+    run("train_spotter", *REFERENCE, "--bank", bank, "--output_dir", folder, *WORDS, "--architecture", SHAPE)
     return folder
 
 
 @pytest.fixture(scope="module")
 def refiner(run, spotter) -> Path:
     folder = spotter.with_name("refiner")
-    run("train_refiner", "--spotter", spotter / "final", "--output_dir", folder, *WORDS)
+    run("train_refiner", *REFERENCE, "--spotter", spotter / "final", "--output_dir", folder, *WORDS)
     return folder
 
 
