@@ -1,7 +1,7 @@
 """Adds a language to a trained checkpoint: new rows in its bank, if wanted some tuning; the weights keep their size.
 
     python scripts/add_language.py --checkpoint mstr_hf/pretrained/refiner-6lang --lang kn --output_dir runs/kn \
-        --steps 3000
+        --steps 4500 --bf16 true
 
 The language needs a charset (mstr_hf/charsets), fonts and a word list: see "Add a language" in the README. The stages:
 
@@ -105,10 +105,10 @@ class LanguageArguments:
     row_words: int = field(default=3000, metadata={"help": "Rendered words that the Spotter makes rows of."})
     row_crops: int = field(default=64, metadata={"help": "Renderings a character that mCLIP makes rows of."})
     steps: int = field(default=0, metadata={"help": "Steps of tuning of Spotter and Refiner."})
-    replay: float = field(default=0.5, metadata={"help": "Share of old languages in tuning, so as not to forget them."})
+    replay: float = field(default=0.7, metadata={"help": "Share of old languages in tuning, so as not to forget them."})
     batch_size: int = field(default=64, metadata={"help": "Words a step."})
-    learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate of tuning."})
-    warmup_steps: int = field(default=50, metadata={"help": "Steps of linear warm-up; cosine decay to 0 follows."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of tuning."})
+    warmup_steps: int = field(default=100, metadata={"help": "Steps of linear warm-up; cosine decay to 0 follows."})
     severity: float = field(default=0.9, metadata={"help": "Upper end of the degradation budget, 0 to 1."})
     bf16: bool = field(default=False, metadata={"help": "Tune in bfloat16 autocast; weights stay in float32."})
     num_workers: int = field(default=1, metadata={"help": "Processes that synthesise words for tuning."})

@@ -6,8 +6,8 @@ The data are synthetic words in fonts that training never saw. Temperature scali
 Calibration of Modern Neural Networks, 2017): one number divides all logits. As a word's score says whether
 the word is right, the number is chosen that gives the least negative log-likelihood of just that, for the
 Spotter and for the Refiner. The gate is then the lowest threshold that keeps 95% of the most that the
-Refiner gains over the Spotter at any threshold; 0, the Spotter alone, if it gains nothing. What the views of
-the words below the gate agree on gets a temperature of its own.
+Refiner gains over the Spotter at any threshold, with all views that a word may get; 0, the Spotter alone, if
+it gains nothing. What several views agree on gets a temperature of its own.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from mstr_hf.models.configuration_refiner import RefinerConfig
 from mstr_hf.models.configuration_spotter import SpotterConfig
 from mstr_hf.models.modeling_refiner import RefinerModel
 from mstr_hf.models.text import normalise
-from mstr_hf.models.views import VIEWS
+from mstr_hf.models.views import LEAD, VIEWS
 from mstr_hf.synthesis.fonts import discover_fonts
 from mstr_hf.synthesis.synthetic_words import SyntheticWord, WordSynthesiser
 from mstr_hf.synthesis.words import load_words
@@ -107,21 +107,22 @@ def main() -> None:
 
     spotted = fit_temperature(model, config.spotter_config, words, SPOTTER, vocabulary.joiners)
     refined = fit_temperature(model, config, words, REFINER, vocabulary.joiners)
-    gates = gate_table(spotted, refined)
+    config.num_views, config.vote_temperature = args.views, 1.0
+    voted = read(model, words, REFINER, vocabulary.joiners, args.views) if args.views > 1 else refined
+    gates = gate_table(spotted, voted)
     config.gate_threshold = choose_gate(gates)
     print("| threshold | refined | WRR |\n| --: | --: | --: |")
     for gate in gates:
         print(f"| {gate.threshold} | {gate.refined:.1%} | {gate.wrr:.1%} |")
     print(f"gate_threshold {config.gate_threshold}")
-    config.num_views, config.vote_temperature = args.views, 1.0
-    unsure = spotted.scores < config.gate_threshold
-    if args.views > 1 and unsure.any():
-        voted = read(model, words, REFINER, vocabulary.joiners, args.views).of(unsure)
-        outcomes = [(temperature, voted.at(temperature)) for temperature in TEMPERATURES]
+    # One view decides the others, whose scores are the Refiner's.
+    several = (spotted.scores < config.gate_threshold) & (refined.scores <= LEAD)
+    if args.views > 1 and several.any():
+        outcomes = [(temperature, voted.of(several).at(temperature)) for temperature in TEMPERATURES]
         config.vote_temperature, best = min(outcomes, key=lambda outcome: outcome[1].loss)
-        once, several = (100 * outcome.right.mean() for outcome in (refined.of(unsure), voted))
+        once, votes = (100 * outcome.of(several).right.mean() for outcome in (refined, voted))
         print(f"vote_temperature {config.vote_temperature}, negative log-likelihood {best.loss:.4f}")
-        print(f"words below the gate: WRR {once:.1f} as they are, {several:.1f} from {args.views} views")
+        print(f"words that one view does not decide: {several.mean():.1%}, WRR {once:.1f}, with more views {votes:.1f}")
     config.save_pretrained(args.model)
 
 

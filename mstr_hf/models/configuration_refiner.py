@@ -53,7 +53,7 @@ class RefinerConfig(MSTRConfig):
         freeze_spotter: True trains the Refiner alone, on what a finished Spotter sees.
         score_temperature: Divides the scaled cosines when scores are made; fitted on held-out data.
         gate_threshold: Words whose Spotter score is at least this are not refined; chosen on held-out data.
-        num_views: Views that a word below the threshold is read from, at most 4; 1 reads it as it is.
+        num_views: Most views that a word below the threshold is read from, up to 4; 1 reads it as it is.
         vote_temperature: The score is what the views agree on, to the power of its inverse; fitted on held-out data.
         pad_token_id: Id of padding.
         bos_token_id: Id of the start of a word.

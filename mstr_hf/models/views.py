@@ -7,10 +7,14 @@ it pay for it.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
+
+# Widths in heights below which an image is narrow.
+NARROW = 1.3
 
 
 @dataclass(frozen=True)
@@ -20,10 +24,13 @@ class View:
     Attributes:
         crop: Share of the height that is cut off on every side.
         stretch: Factor of the width.
+        widen: Another factor of the width, for images that are narrower than `NARROW` heights: most of them show signs
+            seen from the side.
     """
 
     crop: float = 0.0
     stretch: float = 1.0
+    widen: float = 1.0
 
     def __call__(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The images in this view, at the same height.
@@ -38,10 +45,11 @@ class View:
         height, padded = pixel_values.shape[2:]
         width = pixel_mask.sum(1).to(torch.float32)
         scale = 1 - 2 * self.crop
-        seen = ((width / height - 2 * self.crop) / scale * self.stretch * height).round().clamp_min(4)
+        stretch = torch.where(width < NARROW * height, self.stretch * self.widen, self.stretch)
+        seen = ((width / height - 2 * self.crop) / scale * stretch * height).round().clamp_min(4)
         columns = torch.arange(4 * math.ceil(seen.max().item() / 4), device=width.device)
         # Where each pixel of the view lies in the image: as far from the middle, in other steps.
-        x = width[:, None] / 2 + (columns + 0.5 - seen[:, None] / 2) * scale / self.stretch
+        x = width[:, None] / 2 + (columns + 0.5 - seen[:, None] / 2) * scale / stretch[:, None]
         y = height / 2 + (torch.arange(height, device=width.device) + 0.5 - height / 2) * scale
         # What lies outside looks like the nearest edge: of the image, not of its padding.
         x = torch.minimum(x.clamp_min(0.5), width[:, None] - 0.5)
@@ -54,5 +62,18 @@ class View:
         return (pixels * mask[:, None, None]).to(pixel_values.dtype), mask
 
 
-# In the order in which they are used; chosen for what they gained on photographs set apart for such choices.
-VIEWS = (View(), View(crop=0.08), View(stretch=0.85), View(crop=0.04, stretch=1.15))
+# In the order in which they are used; chosen, like the lead, on photographs set apart for such choices.
+VIEWS = (
+    View(),
+    View(crop=0.08, widen=2),
+    View(stretch=0.85, widen=2),
+    View(crop=0.04, stretch=1.15, widen=2),
+)
+# No more views of a word are read once a reading's scores exceed those of any other by this in sum.
+LEAD = 0.7
+
+
+def decided(votes: Iterable[float]) -> bool:
+    """Whether a vote needs no further view: the best reading leads by more than `LEAD`."""
+    first, second = sorted([*votes, 0.0, 0.0], reverse=True)[:2]
+    return first - second > LEAD

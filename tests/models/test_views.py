@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from mstr_hf.models.modeling_refiner import _vote
-from mstr_hf.models.views import VIEWS, View
+from mstr_hf.models.views import LEAD, VIEWS, View, decided
 
 
 @pytest.fixture
@@ -41,6 +41,12 @@ def test_widths_follow_crop_and_stretch(batch):
     }
 
 
+def test_only_narrow_images_are_widened():
+    pixels, mask = torch.zeros(2, 1, 32, 44), torch.arange(44) < torch.tensor([[40], [44]])
+    assert View(widen=2)(pixels, mask)[1].sum(1).tolist() == [80, 44]  # 1.25 and 1.375 heights
+    assert View(crop=0.125, stretch=0.5, widen=2)(pixels, mask)[1].sum(1).tolist() == [43, 24]
+
+
 def test_a_crop_shows_the_middle_enlarged_and_padding_repeats_the_edge():
     pixels, mask = torch.full((1, 1, 32, 32), -1.0), torch.ones(1, 32, dtype=torch.bool)
     pixels[..., 8:24, 8:24] = 1.0
@@ -63,6 +69,7 @@ def test_views_vote_with_their_scores():
     ballot = [reading("a", 0.5), reading("b", 0.3), reading("b", 0.4), reading("c", 0.1)]
     assert _vote(ballot, 0, 1.0) == reading("b", 0.7 / 4) | {"spotter_text": "a?"}
     assert _vote(ballot[::2], 0, 1.0)["text"] == "a"
+    assert _vote(ballot[:1], 0, 2.0) == ballot[0]  # no vote, so no other score
 
 
 def test_alternatives_are_what_other_views_read():
@@ -71,3 +78,23 @@ def test_alternatives_are_what_other_views_read():
     assert (voted["text"], voted["score"]) == ("a", 0.3**0.5)
     assert [other["text"] for other in voted["alternatives"]] == ["b", "c"]
     assert [other["score"] for other in voted["alternatives"]] == pytest.approx([0.3**0.5, 0.05**0.5])
+
+
+def test_a_vote_is_decided_by_a_lead():
+    assert not decided([]) and not decided([LEAD]) and decided([LEAD + 0.01])
+    assert not decided([0.6, 0.9]) and decided([0.1, 0.9, 0.05])
+
+
+def test_decided_words_are_not_viewed_again(tiny_refiner, monkeypatch):
+    # Of three words the first is sure at once, the second with the second view; the third never is.
+    scores = {0: [0.9], 1: [0.5, 0.4], 2: [0.2, 0.3, 0.1, 0.0]}
+    seen, given = [], {index: iter(values) for index, values in scores.items()}
+
+    def refine(bank, spotted, chosen, row_mask, num_alternatives):
+        seen.append(len(chosen))
+        return [reading("word", next(given[index])) for index in range(3 - len(chosen), 3)]
+
+    monkeypatch.setattr(tiny_refiner, "_refine", refine)
+    read = tiny_refiner.recognise(torch.randn(3, 1, 32, 48), gate_threshold=2.0, num_views=4)
+    assert seen == [3, 2, 1, 1]
+    assert [word["score"] for word in read] == pytest.approx([0.9, 0.45, 0.15])

@@ -28,7 +28,7 @@ from .layers import DecoderLayer, WholeCheckpointMixin, additive_mask, cosines, 
 from .modeling_spotter import IGNORED, TOKEN_OFFSET, SpotterModel, SpotterOutput
 from .prototype_bank import PrototypeBank
 from .text import display
-from .views import VIEWS
+from .views import VIEWS, decided
 
 PAD, BOS, EOS = 0, 1, 2
 SPECIAL_ROWS = 3
@@ -466,7 +466,7 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
             num_alternatives: Other readings to give for each word and other characters for each character; refines
                 every word where above 0.
             gate_threshold: Words whose Spotter score is at least this are not refined; the config's where left out.
-            num_views: Views of a word that is below the threshold, each read, which vote; the config's where left out.
+            num_views: Most views of a word that is below the threshold, which vote; the config's where left out.
 
         Returns:
             A reading for each image: `text` (NFC), `score`, `script` (ISO 15924), `characters` (`char`, `score`,
@@ -532,16 +532,20 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
         if len(unsure) and views:
             if pixel_mask is None:
                 pixel_mask = torch.ones_like(pixel_values[:, 0, 0], dtype=torch.bool)
-            row_mask = None if row_mask is None else row_mask[unsure]
-            ballots = [[readings[index]] for index in unsure.tolist()]
+            ballots = {index: [readings[index]] for index in unsure.tolist()}
             for view in views:
-                seen = self.encoder.spot(*view(pixel_values[unsure], pixel_mask[unsure].bool()), row_mask)
-                every = torch.arange(len(unsure), device=unsure.device)
-                for ballot, reading in zip(
-                    ballots, self._refine(bank, seen, every, row_mask, num_alternatives), strict=True
-                ):
-                    ballot.append(reading)
-            for index, ballot in zip(unsure.tolist(), ballots, strict=True):
+                # Most words are decided after a view or two, and leave the rest to those that are not.
+                open_ = [index for index, ballot in ballots.items() if not decided(_votes(ballot).values())]
+                if not open_:
+                    break
+                left = torch.tensor(open_, device=unsure.device)
+                allowed = None if row_mask is None else row_mask[left]
+                seen = self.encoder.spot(*view(pixel_values[left], pixel_mask[left].bool()), allowed)
+                every = torch.arange(len(open_), device=unsure.device)
+                refined = self._refine(bank, seen, every, allowed, num_alternatives)
+                for index, reading in zip(open_, refined, strict=True):
+                    ballots[index].append(reading)
+            for index, ballot in ballots.items():
                 readings[index] = _vote(ballot, num_alternatives, self.config.vote_temperature)
         return readings
 
@@ -685,15 +689,23 @@ def _text(bank: PrototypeBank, ids: Sequence[int]) -> str:
     return display("".join(bank.characters[index - TOKEN_OFFSET] for index in ids if index >= TOKEN_OFFSET))
 
 
+def _votes(ballot: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Text -> sum of its scores."""
+    votes: dict[str, float] = {}
+    for reading in ballot:
+        votes[reading["text"]] = votes.get(reading["text"], 0.0) + reading["score"]
+    return votes
+
+
 def _vote(ballot: Sequence[dict[str, Any]], num_alternatives: int, temperature: float) -> dict[str, Any]:
     """What the views of a word agree on: the reading whose scores have the largest mean.
 
     That mean is too low for a probability, as views that miss a word say little against what others read: it is
-    raised to the power of 1 / temperature.
+    raised to the power of 1 / temperature. What one view decides keeps its score.
     """
-    votes: dict[str, float] = {}
-    for reading in ballot:
-        votes[reading["text"]] = votes.get(reading["text"], 0.0) + reading["score"] / len(ballot)
+    if len(ballot) == 1:
+        return ballot[0]
+    votes = {text: vote / len(ballot) for text, vote in _votes(ballot).items()}
     text = max(votes, key=votes.__getitem__)
     score = votes.pop(text)
     chosen = max((reading for reading in ballot if reading["text"] == text), key=lambda reading: reading["score"])
