@@ -54,6 +54,8 @@ class Graph:
             raise ImportError(f"{error}: install the extra onnx: pip install 'mstr_hf[onnx]'") from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
+        # Threads that wait take the cores from those that decode the next images, and from the other graphs'.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3  # errors, which are raised too
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
