@@ -13,6 +13,7 @@ from mstr_hf.models.modeling_refiner import BOS, EOS, RefinerModel
 from mstr_hf.models.modeling_spotter import IGNORED, TOKEN_OFFSET, SpotterModel
 from mstr_hf.models.prototype_bank import BankError, PrototypeBank
 from mstr_hf.models.text import normalise
+from mstr_hf.models.views import LEAD
 from mstr_hf.training.trainer import parameter_groups
 
 DECODER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
@@ -250,10 +251,10 @@ def test_words_below_the_gate_are_read_from_several_views(trained, bank, images,
     once, voted = (trained.recognise(**images, **settings, num_views=number) for number in (1, 4))
     unsure = (scores < settings["gate_threshold"]).tolist()
     assert len(set(unsure)) == 2
-    for first, reading, voting in zip(once, voted, unsure, strict=True):
+    for first, reading, below in zip(once, voted, unsure, strict=True):
         check_reading(reading, bank, num_alternatives)
         assert reading["spotter_text"] == first["spotter_text"]
-        assert (reading == first) != voting
+        assert (reading == first) != (below and first["score"] <= LEAD)  # else one view decides
     trained.config.num_views = 4
     assert trained.recognise(**images, **settings) == voted
     trained.config.num_views = 1
