@@ -1,4 +1,10 @@
-"""Trains mCLIP on synthetic characters: `accelerate launch scripts/train_mclip.py --output_dir runs/mclip`."""
+"""Trains mCLIP on synthetic characters: `accelerate launch scripts/train_mclip.py --output_dir runs/mclip`.
+
+With `--bank` it learns the space of a prototype bank that models use already: the bank's rows are what images are
+trained against, and the text side learns to give them. Languages that the bank lacks, named after its own, get their
+rows in that space, which `scripts/add_language.py --mclip` takes. With `--init_from` it goes on with a trained mCLIP,
+whose languages come first too.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +16,15 @@ from accelerate.utils import set_seed
 from mstr_hf.charsets import load_charsets
 from mstr_hf.models.configuration_mclip import MCLIPConfig
 from mstr_hf.models.modeling_mclip import MCLIPModel
+from mstr_hf.models.prototype_bank import PrototypeBank, rows_digest
+from mstr_hf.models.tokenization_mstr import MSTRTokenizer
 from mstr_hf.synthesis.characters import CharacterSynthesiser
 from mstr_hf.synthesis.fonts import discover_fonts
 from mstr_hf.training.arguments import TrainingArguments, mapping, parse_arguments
 from mstr_hf.training.finish import finish
-from mstr_hf.training.mclip import character_batches, retrieval_figures, retrieval_samples
+from mstr_hf.training.mclip import character_batches, grown, retrieval_figures, retrieval_samples
 from mstr_hf.training.trainer import Batch, Trainer
-from mstr_hf.vocabulary import OFFSET, build_vocabulary
+from mstr_hf.vocabulary import OFFSET, Vocabulary, build_vocabulary
 
 
 @dataclass
@@ -28,9 +36,15 @@ class MCLIPArguments:
     architecture: str = field(
         default="", metadata={"help": "Fields of MCLIPConfig, such as projection_dim=64,num_hidden_layers=1."}
     )
+    init_from: str | None = field(default=None, metadata={"help": "Trained mCLIP to start from instead of nothing."})
+    bank: str | None = field(
+        default=None, metadata={"help": "Prototype bank, or a model that has it, whose space to learn."}
+    )
     arcface_weight: float = field(default=0.0, metadata={"help": "Weight of the ArcFace loss."})
     subtype_weight: float = field(default=0.0, metadata={"help": "Weight of the subtype loss."})
-    text_rate: float = field(default=0.05, metadata={"help": "Learning rate of the text tower, relative to the rest."})
+    text_rate: float = field(
+        default=0.05, metadata={"help": "Learning rate of the text tower, relative to the rest; with a bank it is 1."}
+    )
     eval_samples: int = field(default=3000, metadata={"help": "Held-out crops of an evaluation."})
 
 
@@ -45,19 +59,21 @@ def main() -> None:
     fonts = discover_fonts(languages, data.fonts)
     train = CharacterSynthesiser(fonts, vocabulary.rows, letters)
     heldout = CharacterSynthesiser(fonts, vocabulary.rows, letters, split="heldout", severity=0.3)
-    model = MCLIPModel(
-        MCLIPConfig(
-            vocab_size=OFFSET + len(vocabulary.rows),
-            num_rows=len(vocabulary.rows),
-            arcface_weight=data.arcface_weight,
-            subtype_weight=data.subtype_weight,
-            **mapping(data.architecture, "architecture", list(MCLIPConfig.__annotations__)),
-        )
-    )
+    bank = None if data.bank is None else known_bank(data.bank, vocabulary)
+    model = start_model(data, vocabulary, bank)
 
     def batches(first: int, process: int, processes: int) -> Iterator[Batch]:
         return character_batches(
-            train, vocabulary, model, args.batch_size, args.seed, args.num_workers, first, process, processes
+            train,
+            vocabulary,
+            model,
+            args.batch_size,
+            args.seed,
+            args.num_workers,
+            first,
+            process,
+            processes,
+            bank,
         )
 
     crops = [heldout.character(1, index) for index in range(data.eval_samples)]
@@ -68,8 +84,8 @@ def main() -> None:
         lambda model: retrieval_figures(model, vocabulary, crops),
         metric="top1",
         # Random text rows are far apart already. At the full rate they first run together, since to the untrained image
-        # tower all characters look alike, and most of the training goes into spreading them again.
-        rates={"text_tower.": data.text_rate},
+        # tower all characters look alike, and most of the training goes into spreading them again. A bank's rows stay.
+        rates={"text_tower.": data.text_rate if bank is None else 1.0},
         samples=lambda model: retrieval_samples(model, vocabulary, crops),
     )
     drawable = {index for index, _ in train.drawable}
@@ -77,6 +93,60 @@ def main() -> None:
         trainer.log.say(f"no font draws these, which are left to their prompts: {' '.join(missing)}")
     trainer.train()
     finish(trainer, vocabulary, f"synthetic characters of {data.languages}", [args, data])
+
+
+def known_bank(name: str, vocabulary: Vocabulary) -> PrototypeBank:
+    """The bank at a place, if its rows are the first of the vocabulary.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    bank = PrototypeBank.from_pretrained(name)
+    first = vocabulary.rows[: len(bank)]
+    if rows_digest((row.character, row.subtype) for row in first) != bank.charset_digest:
+        raise ValueError(
+            f"--bank {name} has other rows than the charsets of --languages {','.join(vocabulary.languages)}: begin "
+            f"with the bank's languages, {','.join(bank.all_languages)}, and restore the charsets that it was made from"
+        )
+    return bank
+
+
+def start_model(data: MCLIPArguments, vocabulary: Vocabulary, bank: PrototypeBank | None) -> MCLIPModel:
+    """A new mCLIP, or a trained one with room for more characters.
+
+    Raises:
+        ValueError: If options contradict each other.
+    """
+    shape = mapping(data.architecture, "architecture", list(MCLIPConfig.__annotations__))
+    if bank is not None:
+        size = bank.prototypes.shape[1]
+        if shape.setdefault("projection_dim", size) != size:
+            raise ValueError(f"architecture: projection_dim {shape['projection_dim']}, but the bank has {size}")
+    if data.init_from is None:
+        return MCLIPModel(
+            MCLIPConfig(
+                vocab_size=OFFSET + len(vocabulary.rows),
+                num_rows=len(vocabulary.rows),
+                arcface_weight=data.arcface_weight,
+                subtype_weight=data.subtype_weight,
+                **shape,
+            )
+        )
+    if data.architecture or data.arcface_weight or data.subtype_weight:
+        raise ValueError(
+            "architecture and weights of losses: an mCLIP that is trained has them; leave them or init_from out"
+        )
+    model = MCLIPModel.from_pretrained(data.init_from)
+    ids = vocabulary.tokenizer().get_vocab()
+    for token, index in MSTRTokenizer.from_pretrained(data.init_from).get_vocab().items():
+        if not token.startswith("<reserved_") and ids.get(token) != index:
+            raise ValueError(
+                f"--init_from {data.init_from} has {token!r} at another place than --languages "
+                f"{','.join(vocabulary.languages)}: begin with its languages, in its order"
+            )
+    if bank is not None and model.config.projection_dim != bank.prototypes.shape[1]:
+        raise ValueError(f"--init_from {data.init_from} has another number of dimensions than the bank")
+    return grown(model, vocabulary)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ class MCLIPOutput(ModelOutput):
     Attributes:
         loss: Sum of the losses in use, scalar; present with `rows`.
         contrastive_loss: Symmetric InfoNCE, scalar.
+        bank_loss: 1 - cosine of text embeddings and their prototypes, mean, scalar; present with `prototypes`.
         arcface_loss: ArcFace loss, scalar; present where its weight is above 0.
         subtype_loss: Subtype loss, scalar; present where its weight is above 0.
         image_embeds: Unit rows, `[B, D]`.
@@ -43,6 +44,7 @@ class MCLIPOutput(ModelOutput):
 
     loss: torch.Tensor | None = None
     contrastive_loss: torch.Tensor | None = None
+    bank_loss: torch.Tensor | None = None
     arcface_loss: torch.Tensor | None = None
     subtype_loss: torch.Tensor | None = None
     image_embeds: torch.Tensor | None = None
@@ -192,9 +194,7 @@ class MCLIPModel(WholeCheckpointMixin, PreTrainedModel):
         """Unit embeddings `[B, D]` of character crops `[B, 1, H, W]`."""
         return F.normalize(self.image_tower(pixel_values), dim=-1)
 
-    def get_text_features(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Unit embeddings `[B, D]` of prompts `[B, L]`."""
         return F.normalize(self.text_tower(input_ids, attention_mask), dim=-1)
 
@@ -207,6 +207,7 @@ class MCLIPModel(WholeCheckpointMixin, PreTrainedModel):
         rows: torch.Tensor | None = None,
         subtypes: torch.Tensor | None = None,
         margins: torch.Tensor | None = None,
+        prototypes: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MCLIPOutput:
         """Embeds pairs of crops and prompts and, given their characters, scores them.
@@ -218,6 +219,8 @@ class MCLIPModel(WholeCheckpointMixin, PreTrainedModel):
             rows: Bank row of each pair, `[B]`; asks for the loss.
             subtypes: Subtype of each pair, `[B]`; needed where the subtype loss has a weight.
             margins: ArcFace margin of each pair in radians, `[B]` (see :meth:`margin`).
+            prototypes: Rows of a bank whose space is to be learned, `[B, D]`, zero where it has none. They stand in for
+                the text side against the images, so that nothing can move them; the text side learns to give them.
             **kwargs: `output_hidden_states`, `output_attentions` and `return_dict`, as everywhere in transformers.
 
         Returns:
@@ -227,17 +230,24 @@ class MCLIPModel(WholeCheckpointMixin, PreTrainedModel):
         text_embeds = self.get_text_features(input_ids, attention_mask)
         if rows is None:
             return MCLIPOutput(image_embeds=image_embeds, text_embeds=text_embeds)
+        targets, bank = text_embeds, None
+        if prototypes is not None:
+            known = prototypes.any(1)
+            targets = torch.where(known[:, None], prototypes.to(text_embeds.dtype), text_embeds)
+            bank = ((1 - (text_embeds * prototypes).sum(1)) * known).sum() / known.sum().clamp(min=1)
         scale = self.logit_scale.exp().clamp(max=self.config.logit_scale_max)
-        similarity = cosines(scale * _gather(image_embeds), _gather(text_embeds))
+        similarity = cosines(scale * _gather(image_embeds), _gather(targets))
         contrastive = contrastive_loss(similarity, _gather(rows))
         loss, arcface, subtype = contrastive, None, None
+        if bank is not None:
+            loss = loss + bank
         if self.config.arcface_weight:
             arcface = self._arcface_loss(image_embeds, rows, margins)
             loss = loss + self.config.arcface_weight * arcface
         if self.config.subtype_weight:
             subtype = F.cross_entropy(self.subtype_head(image_embeds), subtypes)
             loss = loss + self.config.subtype_weight * subtype
-        return MCLIPOutput(loss, contrastive, arcface, subtype, image_embeds, text_embeds)
+        return MCLIPOutput(loss, contrastive, bank, arcface, subtype, image_embeds, text_embeds)
 
     def margin(self, lang: str) -> float:
         """ArcFace margin of a language in radians."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from mstr_hf.models.modeling_mclip import MCLIPModel
 from mstr_hf.models.prototype_bank import PrototypeBank
 from mstr_hf.synthesis.characters import CharacterSynthesiser, SyntheticCharacter
 from mstr_hf.synthesis.stream import SyntheticStream
-from mstr_hf.vocabulary import Vocabulary
+from mstr_hf.vocabulary import OFFSET, Vocabulary
 
 from .lookalikes import look_alike
 from .trainer import Batch, Sample, begin_worker, to_device
@@ -33,6 +34,7 @@ class CharacterBatches:
         vocabulary: Prompts and subtypes.
         model: Knows the margins.
         batch_size: Crops a batch.
+        bank: The bank whose space is to be learned; its rows are the first of the vocabulary.
     """
 
     def __init__(
@@ -41,27 +43,32 @@ class CharacterBatches:
         vocabulary: Vocabulary,
         model: MCLIPModel,
         batch_size: int,
+        bank: PrototypeBank | None = None,
     ):
         self.characters = characters
         tokenizer = vocabulary.tokenizer()
-        self.prompts = {
-            (row, lang): tokenizer(prompt)["input_ids"] for row, lang, prompt in vocabulary.prompts()
-        }
+        self.prompts = {(row, lang): tokenizer(prompt)["input_ids"] for row, lang, prompt in vocabulary.prompts()}
         self.subtypes = [row.subtype for row in vocabulary.rows]
         self.margins = {lang: model.margin(lang) for lang in vocabulary.languages}
         self.batch_size = batch_size
+        self.prototypes: np.ndarray | None = None
+        if bank is not None:
+            new = len(vocabulary.rows) - len(bank)
+            self.prototypes = np.pad(bank.prototypes.float().numpy(force=True), ((0, new), (0, 0)))
 
     def batch(self, seed: int, number: int) -> dict[str, np.ndarray]:
         """One batch: `pixel_values` uint8 `[B, 1, 32, 48]`, `input_ids` `[B, 3]`, and `[B]` what the losses need."""
         indices = range(number * self.batch_size, (number + 1) * self.batch_size)
         crops = [self.characters.character(seed, index) for index in indices]
-        return {
+        rows = np.array([crop.row for crop in crops])
+        batch = {
             "pixel_values": np.stack([crop.image for crop in crops])[:, None],
             "input_ids": np.array([self.prompts[crop.row, crop.lang] for crop in crops]),
-            "rows": np.array([crop.row for crop in crops]),
+            "rows": rows,
             "subtypes": np.array([self.subtypes[crop.row] for crop in crops]),
             "margins": np.array([self.margins[crop.lang] for crop in crops], np.float32),
         }
+        return batch if self.prototypes is None else batch | {"prototypes": self.prototypes[rows]}
 
 
 def character_batches(
@@ -74,9 +81,10 @@ def character_batches(
     first: int,
     process: int,
     processes: int,
+    bank: PrototypeBank | None = None,
 ) -> Iterator[Batch]:
-    """Endless batches of one training process from a given one on (see `Trainer`)."""
-    draw = CharacterBatches(characters, vocabulary, model, batch_size).batch
+    """Endless batches of one training process from a given one on (see `Trainer` and `CharacterBatches`)."""
+    draw = CharacterBatches(characters, vocabulary, model, batch_size, bank).batch
     batches = SyntheticStream(draw, seed, first * processes, process, processes)
     prefetch = 4 if num_workers else None
     # Arrays go through pipes; tensors would go through shared memory, of which containers may have little.
@@ -94,6 +102,18 @@ def character_batches(
 
 def _as_it_is(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return batch
+
+
+def grown(model: MCLIPModel, vocabulary: Vocabulary) -> MCLIPModel:
+    """A trained mCLIP with room for the further characters of a larger vocabulary, whose embeddings are new."""
+    config = copy.deepcopy(model.config)
+    config.vocab_size, config.num_rows = OFFSET + len(vocabulary.rows), len(vocabulary.rows)
+    larger = MCLIPModel(config)
+    trained = model.state_dict()
+    for name, values in larger.state_dict().items():
+        old = trained[name]
+        (values[: len(old)] if old.ndim else values).copy_(old)
+    return larger
 
 
 def text_rows(model: MCLIPModel, vocabulary: Vocabulary) -> torch.Tensor:
@@ -157,8 +177,7 @@ class Retrieval:
         characters = self.vocabulary.rows
         found = self.found_in_language if within else self.found
         hits = [
-            row == nearest
-            or (lookalikes and look_alike(characters[row].character, characters[nearest].character))
+            row == nearest or (lookalikes and look_alike(characters[row].character, characters[nearest].character))
             for row, nearest, language in zip(self.rows, found, self.languages, strict=True)
             if kind in (None, characters[row].subtype) and lang in (None, language)
         ]
@@ -222,9 +241,7 @@ def retrieval_figures(
     return figures | {name: round(float(value), 4) for name, value in more.items()}
 
 
-def retrieval_samples(
-    model: MCLIPModel, vocabulary: Vocabulary, crops: Sequence[SyntheticCharacter]
-) -> list[Sample]:
+def retrieval_samples(model: MCLIPModel, vocabulary: Vocabulary, crops: Sequence[SyntheticCharacter]) -> list[Sample]:
     """Some crops with the character that each is taken for."""
     found = retrieve(model, vocabulary, crops[:SAMPLES])
     characters = [row.character for row in vocabulary.rows]

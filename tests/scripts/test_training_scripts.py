@@ -24,6 +24,7 @@ from mstr_hf import (
 from mstr_hf.hub import publish
 from mstr_hf.synthesis.words import WordsError, load_words
 from mstr_hf.training.arguments import parse_arguments
+from mstr_hf.training.mclip import text_rows
 from mstr_hf.training.simulator import Simulator
 
 ROOT = Path(__file__).parents[2]
@@ -115,6 +116,51 @@ def test_mclip(run, mclip):
     assert (model.config.projection_dim, model.config.arcface_weight, model.config.subtype_weight) == (16, 0.1, 0.1)
     table = run("evaluate_mclip", "--mclip", mclip / "final", "--languages", "en", "--crops", 60).splitlines()
     assert table[2].startswith("| en | 60 | ") and table[3].startswith("| all | 60 | ")
+
+
+def test_mclip_learns_the_space_of_a_bank(run, mclip, bank, tmp_path):
+    options = ["--bank", bank, "--languages", "en,ar", "--eval_samples", 20, "--batch_size", 64]
+    steps = ["--max_steps", 60, "--warmup_steps", 1, "--eval_steps", 60, "--learning_rate", 0.003, "--num_workers", 0]
+    run("train_mclip", "--output_dir", tmp_path / "run", *options, *steps)
+    model = MCLIPModel.from_pretrained(tmp_path / "run" / "final").eval()
+    built = PrototypeBank.from_pretrained(bank)
+    vocabulary = build_vocabulary(load_charsets(["en", "ar"]))
+    with torch.no_grad():
+        rows = text_rows(model, vocabulary)
+    assert len(rows) == len(vocabulary.rows) > len(built)
+    cosines = (rows[: len(built)] * built.prototypes).sum(1)
+    assert cosines.mean() > 0.6
+    run("train_mclip", "--output_dir", tmp_path / "more", "--init_from", tmp_path / "run" / "final", *options,
+        "--max_steps", 0)  # fmt: skip
+    same = MCLIPModel.from_pretrained(tmp_path / "more" / "final").state_dict()
+    assert all(torch.equal(tensor, same[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_trained_mclip_grows(run, mclip, tmp_path):
+    options = ["--init_from", mclip / "final", "--languages", "en,hi", "--eval_samples", 1, "--max_steps", 0]
+    run("train_mclip", "--output_dir", tmp_path / "run", *options)
+    old, new = (MCLIPModel.from_pretrained(folder / "final") for folder in (mclip, tmp_path / "run"))
+    count = old.config.vocab_size
+    assert new.config.vocab_size > count and new.config.num_rows > old.config.num_rows
+    assert torch.equal(new.text_tower.token_embedding.weight[:count], old.text_tower.token_embedding.weight)
+    assert torch.equal(new.arcface_centres[: old.config.num_rows], old.arcface_centres)
+    assert torch.equal(new.image_tower.projection.weight, old.image_tower.projection.weight)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--bank", "BANK", "--languages", "hi,en"], "begin with the bank's languages, en"),
+        (["--bank", "BANK", "--languages", "en", "--architecture", "projection_dim=8"], "but the bank has 16"),
+        (["--init_from", "MCLIP", "--languages", "hi,en"], "begin with its languages, in its order"),
+        (["--init_from", "MCLIP", "--languages", "en", "--arcface_weight", "0.1"], "leave them or init_from out"),
+    ],
+)
+def test_mclip_of_other_languages_is_refused(run, mclip, bank, tmp_path, options, message):
+    paths = {"BANK": bank, "MCLIP": mclip / "final"}
+    options = [paths.get(option, option) for option in options]
+    with pytest.raises(ValueError, match=message):
+        run("train_mclip", "--output_dir", tmp_path, "--eval_samples", 1, "--max_steps", 0, *options)
 
 
 def test_bank(bank):
