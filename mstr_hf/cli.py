@@ -141,8 +141,9 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--alternatives",
         type=_at_least(0),
+        default=3,
         metavar="N",
-        help="note the N next best readings (default: 3; 0 with --runtime onnx)",
+        help="note the N next best readings (default: 3)",
     )
     add("--device", help="such as cpu or cuda:0 (default: a GPU if there is one)")
     add("--batch-size", type=_at_least(1), default=32, metavar="N", help="images at a time (default: 32)")
@@ -247,11 +248,6 @@ def _add_runtime(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _check_runtime(arguments: argparse.Namespace) -> None:
-    if arguments.runtime == "onnx" and arguments.alternatives:
-        raise CommandError("--alternatives: found with torch only: leave out --alternatives, or --runtime onnx")
-
-
 def _at_least(minimum: int) -> Callable[[str], int]:
     def number(text: str) -> int:
         if not text.isdecimal() or int(text) < minimum:
@@ -329,9 +325,6 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         raise CommandError(f"{error}: install the extra evaluation: pip install 'mstr_hf[evaluation]'") from error
 
     _speak_unicode()
-    _check_runtime(arguments)
-    if arguments.alternatives is None:
-        arguments.alternatives = 3 if arguments.runtime == "torch" else 0
     state = processes()
     device = arguments.device or ("cpu" if arguments.runtime == "onnx" else str(state.device))
     model, processor = _load_model(arguments.model, device, arguments.runtime)
@@ -451,7 +444,6 @@ def _read(arguments: argparse.Namespace) -> int:
         raise CommandError("--detect: leave it out where --boxes says where the words are")
     if arguments.draw and not (arguments.detect or arguments.boxes):
         raise CommandError("--draw: there are boxes with --detect or --boxes only")
-    _check_runtime(arguments)
     reader = _Reader(arguments.model, arguments.device, arguments.lang, arguments.runtime)
     read = 0
     quiet = len(paths) <= arguments.batch_size or not sys.stderr.isatty()

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.export import Dim
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
@@ -28,7 +29,7 @@ from mstr_hf.hub.publish import SAMPLES
 from mstr_hf.models.modeling_refiner import BOS, RefinerModel
 from mstr_hf.models.modeling_spotter import SpotterOutput
 from mstr_hf.models.processing_mstr import MSTRProcessor
-from mstr_hf.onnx_runtime import FORMAT
+from mstr_hf.onnx_runtime import FORMAT, LANGUAGE_MODEL
 
 OPSET = 20
 
@@ -171,6 +172,8 @@ def export_onnx(
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     model.get_bank().save_pretrained(folder)
+    if model.language_model is not None:
+        save_file(model.language_model.state_dict(), folder / LANGUAGE_MODEL)
     # No code is laid beside the graphs.
     for part in (model.config, processor.image_processor):
         for attribute in ("auto_map", "custom_pipelines"):

@@ -12,18 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
-from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.utils import cached_file
 
 from mstr_hf.models.configuration_refiner import RefinerConfig
-from mstr_hf.models.modeling_refiner import BOS, EOS, RefinerEncoder, RefinerModel, _reading
-from mstr_hf.models.modeling_spotter import TOKEN_OFFSET, SpotterOutput, bank_directions
+from mstr_hf.models.language_model import LanguageModel
+from mstr_hf.models.modeling_refiner import RefinerEncoder, RefinerModel, next_tokens, readable
+from mstr_hf.models.modeling_spotter import SpotterOutput, bank_directions
 from mstr_hf.models.prototype_bank import PrototypeBank
 
 GRAPHS = ("spotter", "memory", "decoder")
 """The networks, each in a file of its name with the suffix .onnx."""
+
+LANGUAGE_MODEL = "language_model.safetensors"
+"""The table of the language model, where the Refiner has one."""
 
 FORMAT = "1"
 """Stands in every graph's metadata; raised when inputs or outputs change."""
@@ -115,19 +120,25 @@ class OnnxEncoder(RefinerEncoder):
 class OnnxRefiner(RefinerModel):
     """A Refiner without weights of its own, which reads words in ONNX Runtime on the CPU.
 
-    :meth:`recognise` is that of `RefinerModel`, and so are its readings; alternatives are refused. It can neither be
-    trained nor saved.
+    :meth:`recognise` is that of `RefinerModel`, and so are its readings. It can neither be trained nor saved.
     """
 
     device = torch.device("cpu")
 
-    def __init__(self, config: RefinerConfig, bank: PrototypeBank, graphs: dict[str, Graph]):
+    def __init__(
+        self,
+        config: RefinerConfig,
+        bank: PrototypeBank,
+        graphs: dict[str, Graph],
+        language_model: LanguageModel | None = None,
+    ):
         # Without memory: a weight that is used after all is an error.
         with torch.device("meta"), init.no_init_weights():
             super().__init__(config)
             self.encoder = OnnxEncoder(config)
         self._bank, self._graphs = bank, graphs
         self.encoder.graph = graphs["spotter"]
+        self.language_model = language_model
         head = self.spotter.head
         head.prototypes = bank.prototypes.float().contiguous()
         head.directions = bank_directions(config.spotter_config)
@@ -154,7 +165,15 @@ class OnnxRefiner(RefinerModel):
         spotter = config.spotter_config
         if len(bank) != spotter.num_prototypes or bank.digest(spotter.num_base_prototypes) != spotter.base_digest:
             raise ExportError(f"{name_or_path}: its bank is not that of its model: export it again")
-        return cls(config, bank, graphs)
+        language_model = None
+        if config.language_config is not None:
+            path = _find(name_or_path, LANGUAGE_MODEL)
+            language_model = LanguageModel(config.language_config)
+            try:
+                language_model.load_state_dict(load_file(path))
+            except (SafetensorError, RuntimeError) as error:
+                raise ExportError(f"{path}: not the table of this model, or cut off: export it again") from error
+        return cls(config, bank, graphs, language_model)
 
     def get_bank(self) -> PrototypeBank:
         """The bank beside the graphs."""
@@ -165,68 +184,54 @@ class OnnxRefiner(RefinerModel):
         digest = hashlib.sha256(self._bank.digest().encode())
         for graph in self._graphs.values():
             digest.update(graph.path.read_bytes())
+        for tensor in self.language_model.state_dict().values() if self.language_model is not None else ():
+            digest.update(tensor.numpy().tobytes())
         return digest.hexdigest()
 
-    def _refine(
-        self,
-        bank: PrototypeBank,
-        spotted: SpotterOutput,
-        chosen: torch.Tensor,
-        row_mask: torch.Tensor | None,
-        num_alternatives: int,
-    ) -> list[dict[str, Any]]:
-        """Decodes the chosen words greedily; the steps that find a reading give its score too."""
-        if num_alternatives:
-            raise ValueError("alternatives are found with torch only: ask for none, or leave out the ONNX runtime")
-        prototypes = self.spotter.head.prototypes
-        fine, middle, coarse = (level[chosen] for level in spotted.feature_maps)
-        state = self._graphs["memory"](
+    def _decoder(self, spotted: SpotterOutput) -> _OnnxDecoder:
+        return _OnnxDecoder(self._graphs, self.spotter.head.prototypes, spotted)
+
+
+class _OnnxDecoder:
+    """The graph of the decoder, step by step, with its caches."""
+
+    def __init__(self, graphs: dict[str, Graph], prototypes: torch.Tensor, spotted: SpotterOutput):
+        self.graph, self.prototypes = graphs["decoder"], prototypes
+        fine, middle, coarse = spotted.feature_maps
+        self.memory = graphs["memory"](
             prototypes=prototypes,
-            top_k_ids=spotted.top_k_ids[chosen],
-            top_k_scores=spotted.top_k_scores[chosen],
-            character_mask=spotted.character_mask[chosen],
+            top_k_ids=spotted.top_k_ids,
+            top_k_scores=spotted.top_k_scores,
+            character_mask=spotted.character_mask,
             fine=fine,
             middle=middle,
             coarse=coarse,
-            column_mask=spotted.column_mask[chosen],
+            column_mask=spotted.column_mask,
         )
-        # The cache of the decoder's self attention begins empty.
-        state |= {name.replace("cross", "past"): state[name][:, :, :0] for name in state if name.startswith("cross")}
-        allowed = None if row_mask is None else F.pad(row_mask[chosen], (TOKEN_OFFSET, 0), value=True)
-        steps = self.config.spotter_config.max_length + 1
-        sequences = torch.full((len(chosen), steps), EOS)
-        log_chances = torch.zeros(len(chosen), steps)
-        rows = torch.arange(len(chosen))  # words in the batch, and which of them have not ended
-        going = torch.ones(len(chosen), dtype=torch.bool)
-        ids = torch.full((len(chosen), 1), BOS)
-        for step in range(steps):
-            outputs = self._graphs["decoder"](prototypes=prototypes, input_ids=ids, **state)
-            logits = outputs.pop("logits")[:, 0]
-            if allowed is not None:
-                logits = logits.masked_fill(~allowed[rows], torch.finfo(logits.dtype).min)
-            ids = logits.argmax(-1, keepdim=True) if step < steps - 1 else torch.full_like(ids, EOS)
-            chances = (logits / self.config.score_temperature).log_softmax(-1).gather(1, ids)
-            sequences[rows[going], step] = ids[going, 0]
-            log_chances[rows[going], step] = chances[going, 0]
-            going = going & (ids[:, 0] != EOS)
-            left = int(going.sum())
-            if not left:
-                break
-            state |= {name.replace("present", "past"): tensor for name, tensor in outputs.items()}
-            # Taking words that have ended out copies the caches: only where that halves the batch.
-            if 2 * left <= len(rows):
-                state = {name: tensor[going] for name, tensor in state.items()}
-                rows, ids, going = rows[going], ids[going], going[going]
-        return [
-            _reading(bank, [[i] for i in word[:count]], [[value] for value in values[:count]], score, 0)
-            for word, values, count, score in zip(
-                sequences.tolist(),
-                log_chances.exp().tolist(),
-                (sequences != EOS).sum(1).tolist(),
-                log_chances.sum(1).exp().tolist(),
-                strict=True,
-            )
-        ]
+        self.past: dict[str, torch.Tensor] = {}
+
+    def step(self, ids: torch.Tensor) -> torch.Tensor:
+        """See `beam_search.Decoder`."""
+        first = not self.past
+        if first:
+            beams = len(ids) // len(self.memory["prefix"])
+            self.memory = {name: tensor.repeat_interleave(beams, 0) for name, tensor in self.memory.items()}
+            # The cache of the decoder's self attention begins empty.
+            crosses = [name for name in self.memory if name.startswith("cross")]
+            self.past = {name.replace("cross", "past"): self.memory[name][:, :, :0] for name in crosses}
+        outputs = self.graph(
+            prototypes=self.prototypes, input_ids=next_tokens(ids, first)[:, None], **self.memory, **self.past
+        )
+        logits = outputs.pop("logits")[:, 0]
+        self.past = {name.replace("present", "past"): tensor for name, tensor in outputs.items()}
+        return readable(logits)
+
+    def select(self, beams: torch.Tensor) -> None:
+        """See `beam_search.Decoder`."""
+        self.memory = {
+            name: tensor[: len(beams)] for name, tensor in self.memory.items()
+        }  # of a word's beams it is one
+        self.past = {name: tensor[beams] for name, tensor in self.past.items()}
 
 
 def _find(name_or_path: str | Path, file: str) -> Path:

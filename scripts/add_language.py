@@ -19,6 +19,7 @@ one stage alone. Without steps of tuning, tune and after are left out.
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import hashlib
 import json
@@ -42,6 +43,7 @@ from mstr_hf.evaluation.metrics import Score, crr, script_accuracy, wrr
 from mstr_hf.evaluation.run import model_digest
 from mstr_hf.hub.publish import assemble
 from mstr_hf.models.image_processing_mstr import MAX_RATIO, load_image
+from mstr_hf.models.language_model import LanguageModel
 from mstr_hf.models.modeling_mclip import MCLIPModel
 from mstr_hf.models.modeling_refiner import RefinerModel
 from mstr_hf.models.prototype_bank import PrototypeBank
@@ -58,6 +60,7 @@ from mstr_hf.training.bank_rows import (
     prompt_rows,
     spotter_rows,
 )
+from mstr_hf.training.language_model import build_language_model
 from mstr_hf.training.trainer import Batch, Trainer, TrainingArguments
 from mstr_hf.training.words import word_batches
 from mstr_hf.vocabulary import Vocabulary
@@ -197,6 +200,17 @@ class Run:
         self.needed("rows")
         return PrototypeBank.from_pretrained(self.folder / "rows")
 
+    @functools.cached_property
+    def language_model(self) -> LanguageModel:
+        """The language model of all languages."""
+        return build_language_model(self.bank(), [load_words(lang) for lang in self.vocabulary.languages])
+
+    def extend(self, model: RefinerModel) -> None:
+        """Gives a Refiner the extended bank, and a language model that knows the new language if it has one."""
+        model.set_bank(self.bank())
+        if model.language_model is not None:
+            model.set_language_model(self.language_model)
+
     def words(self, split: str, severity: float, weights: dict[str, float]) -> WordSynthesiser:
         """Draws words of the languages that have a weight."""
         sources = {lang: load_words(lang) for lang in weights}
@@ -209,7 +223,7 @@ class Run:
             self.needed("tune")
             source = str(self.folder / "tune/final")
         model = RefinerModel.from_pretrained(source, dtype=torch.float32)
-        model.set_bank(self.bank())
+        self.extend(model)
         model.config.freeze_spotter = self.model.config.freeze_spotter
         return model.eval()
 
@@ -326,11 +340,10 @@ def nearest_rows(bank: PrototypeBank, first: int) -> list[tuple[str, float]]:
 
 def before_stage(run: Run) -> dict[str, Any]:
     """Reads the old languages with the old bank, and all with the new one."""
-    model = run.model
-    old = evaluate(run, model, run.old_bank.all_languages)
-    model.set_bank(run.bank())
+    old = evaluate(run, run.model, run.old_bank.all_languages)
+    model = copy.deepcopy(run.model)
+    run.extend(model)
     with_rows = evaluate(run, model, run.vocabulary.languages)
-    model.set_bank(run.old_bank)
     print(table(run, {"before": old, "rows only": with_rows}))
     return {"original": old, "rows": with_rows, "parameters": model.num_parameters()}
 

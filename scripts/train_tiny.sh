@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From an empty folder to a small model of six languages: characters, mCLIP, bank, words, Spotter, simulator, Refiner,
-# evaluation. Goes on where it stopped.
+# language model, evaluation. Goes on where it stopped.
 #
 #   scripts/train_tiny.sh FOLDER [FONT_FOLDER ...]
 #
@@ -35,6 +35,7 @@ stage simulator.json "$scripts/fit_simulator.py" --spotter "$folder/spotter/fina
   --words 100 --severity 0.4 "${fonts[@]}"
 stage refiner/final/README.md "$scripts/train_refiner.py" "${train[@]}" --spotter "$folder/spotter/final" \
   --simulator "$folder/simulator.json" --output_dir "$folder/refiner"
-stage evaluation/report.html -m mstr_hf.cli evaluate "$samples" --model "$folder/refiner/final" \
+stage reader/README.md "$scripts/build_language_model.py" --refiner "$folder/refiner/final" --output "$folder/reader"
+stage evaluation/report.html -m mstr_hf.cli evaluate "$samples" --model "$folder/reader" \
   --output "$folder/evaluation"
 echo "== $SECONDS s in all"

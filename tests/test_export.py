@@ -99,13 +99,12 @@ def test_int8_reads_nearly_all_samples_alike(exported, reader, processor, tmp_pa
     assert sum(map(str.__eq__, texts, expected)) >= 0.8 * len(PATHS)
 
 
-def test_alternatives_are_refused(processor, reader, exported, capsys):
-    inputs = processor(images=PATHS[:1], return_tensors="pt")
-    with pytest.raises(ValueError, match="alternatives are found with torch only"):
-        reader.recognise(**inputs, num_alternatives=1)
-    onnx_options = ["--runtime", "onnx", "--model", str(exported)]
-    assert cli.main(["read", str(PATHS[0]), *onnx_options, "--alternatives", "1"]) == 2
-    assert capsys.readouterr().err.startswith("mstr: --alternatives: found with torch only")
+def test_alternatives_are_those_of_torch(model, processor, reader):
+    inputs = processor(images=PATHS[:4], return_tensors="pt")
+    readings, expected = (one.recognise(**inputs, num_alternatives=2) for one in (reader, model))
+    for reading, other in zip(readings, expected, strict=True):
+        assert reading["text"] == other["text"] and len(reading["alternatives"]) == 2
+        assert [one["text"] for one in reading["alternatives"]] == [one["text"] for one in other["alternatives"]]
 
 
 def test_evaluation(exported, tmp_path, capsys):

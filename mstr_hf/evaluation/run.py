@@ -70,7 +70,7 @@ def evaluate(
         output: Folder for the files, and for the journals of a run that is not complete.
         peers: Other readers (see `mstr_hf.evaluation.peers.load_peers`); those that are missing are left out.
         num_alternatives: Next best readings to note for each word. They are looked for apart from the reading itself,
-            which takes some five times as long as reading; 0 saves that, and is all that `OnnxRefiner` does.
+            which takes longer than reading; 0 saves that.
         batch_size: Images a batch.
 
     Returns:

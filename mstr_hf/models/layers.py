@@ -131,7 +131,8 @@ class Attention(nn.Module):
 
         Args:
             hidden_states: `[B, T, C]`.
-            memory: `[B, S, C]` for cross attention; None for self attention.
+            memory: `[B, S, C]` for cross attention, or `[B / K, S, C]` where every K states that follow each other are
+                of one memory (beams); None for self attention.
             attention_mask: Additive, broadcastable to `[B, heads, T, S]`.
             past_key_values: Cache to read and extend. A `DynamicCache` is of the states themselves: the memory is
                 then attended to without keys and values of its own.
@@ -139,12 +140,16 @@ class Attention(nn.Module):
         Returns:
             States `[B, T, C]`, and weights `[B, heads, T, S]` where the implementation gives them.
         """
-        batch, length, width = hidden_states.shape
+        shape = hidden_states.shape
+        if memory is not None and memory.shape[0] != shape[0]:
+            hidden_states = hidden_states.reshape(memory.shape[0], -1, shape[-1])
+        batch, length, _ = hidden_states.shape
         if memory is not None and isinstance(past_key_values, DynamicCache):
             past_key_values = None
             # What stands in a layer's place, such as an adapter, has no single weight.
             if all(type(p) is nn.Linear and not p.weight.is_meta for p in (self.k_proj, self.v_proj)):
-                return self._attend_unprojected(hidden_states, memory, attention_mask)
+                states, weights = self._attend_unprojected(hidden_states, memory, attention_mask)
+                return states.view(shape), weights
         query = self.q_proj(hidden_states).view(batch, length, -1, self.head_dim).transpose(1, 2)
         cache, ready = past_key_values, False
         if isinstance(past_key_values, EncoderDecoderCache):
@@ -166,7 +171,7 @@ class Attention(nn.Module):
         states, weights = attend(
             self, query, key, value, attention_mask, scaling=self.head_dim**-0.5, dropout=0.0, is_causal=False
         )
-        return self.out_proj(states.reshape(batch, length, width)), weights
+        return self.out_proj(states.reshape(shape)), weights
 
     def _attend_unprojected(
         self, hidden_states: torch.Tensor, memory: torch.Tensor, attention_mask: torch.Tensor | None

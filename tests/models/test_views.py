@@ -1,8 +1,12 @@
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from mstr_hf.models.modeling_refiner import _vote
+from mstr_hf.models.beam_search import Hypotheses
+from mstr_hf.models.modeling_refiner import _Hypothesis, _shares, _vote
+from mstr_hf.models.prototype_bank import PrototypeBank
 from mstr_hf.models.views import LEAD, VIEWS, View, decided
 
 
@@ -60,24 +64,57 @@ def test_a_single_column_can_be_viewed():
         assert mask.sum() >= 4 and torch.isfinite(pixels).all()
 
 
-def reading(text: str, score: float, *others: tuple[str, float]) -> dict:
-    alternatives = [{"text": other, "score": value} for other, value in others]
-    return {"text": text, "score": score, "alternatives": alternatives, "spotter_text": f"{text}?", "script": "Latn"}
+LETTERS = "abcd"
 
 
-def test_views_vote_with_their_scores():
-    ballot = [reading("a", 0.5), reading("b", 0.3), reading("b", 0.4), reading("c", 0.1)]
-    assert _vote(ballot, 0, 1.0) == reading("b", 0.7 / 4) | {"spotter_text": "a?"}
-    assert _vote(ballot[::2], 0, 1.0)["text"] == "a"
-    assert _vote(ballot[:1], 0, 2.0) == ballot[0]  # no vote, so no other score
+@pytest.fixture(scope="module")
+def letters() -> PrototypeBank:
+    count = len(LETTERS)
+    return PrototypeBank(torch.eye(count), LETTERS, [0] * count, ["Latn"] * count, [["en"]] * count)
 
 
-def test_alternatives_are_what_other_views_read():
-    ballot = [reading("a", 0.6, ("b", 0.2), ("c", 0.1)), reading("b", 0.4, ("a", 0.3), ("d", 0.1))]
-    voted = _vote(ballot, 2, 2.0)
-    assert (voted["text"], voted["score"]) == ("a", 0.3**0.5)
+def hypothesis(text: str, score: float, prior: float = 0.0) -> _Hypothesis:
+    """A reading of one character of LETTERS."""
+    ids = torch.tensor([[[1 + LETTERS.index(text), 0]]])
+    log_probs = torch.tensor([[[score, 1.0]]]).clamp_min(1e-9).log()
+    tops = torch.tensor([[[[1, 2], [0, 1]]]]), torch.tensor([[[[0.6, 0.3], [1.0, 0.0]]]]).log()
+    found = Hypotheses(ids, log_probs, torch.tensor([[prior]]), *tops, torch.tensor([[True]]))
+    return _Hypothesis(text, score, prior, (found, 0, 0))
+
+
+def test_views_vote_with_their_scores(letters):
+    ballot = [[hypothesis(*one)] for one in (("a", 0.5), ("b", 0.3), ("b", 0.4), ("c", 0.1))]
+    voted = _vote(letters, ballot, 0, 1.0)
+    assert (voted["text"], voted["script"], voted["alternatives"]) == ("b", "Latn", [])
+    assert voted["score"] == pytest.approx(0.7 / 4)
+    assert [character["char"] for character in voted["characters"]] == ["b"]
+    assert voted["characters"][0]["score"] == pytest.approx(0.4)  # of the view that is surest of it
+    assert _vote(letters, ballot[::2], 0, 1.0)["text"] == "a"
+    assert _vote(letters, ballot[:1], 0, 2.0)["score"] == pytest.approx(0.5)  # no vote, so no other score
+
+
+def test_alternatives_are_what_the_views_read_beside(letters):
+    first = [hypothesis("a", 0.6), hypothesis("b", 0.2), hypothesis("c", 0.1)]
+    second = [hypothesis("b", 0.4), hypothesis("a", 0.3), hypothesis("d", 0.1)]
+    voted = _vote(letters, [first, second], 2, 2.0)
+    assert voted["text"] == "a" and voted["score"] == pytest.approx(0.45**0.5)
     assert [other["text"] for other in voted["alternatives"]] == ["b", "c"]
     assert [other["score"] for other in voted["alternatives"]] == pytest.approx([0.3**0.5, 0.05**0.5])
+    assert voted["characters"][0]["alternatives"] == [{"char": "b", "score": pytest.approx(0.3)}]
+
+
+def test_a_language_model_moves_what_the_views_have_given(letters):
+    view = [hypothesis("a", 0.5, -2.0), hypothesis("b", 0.25, -0.5), hypothesis("c", 0.05, -4.0)]
+    weights = {"a": 0.5 * math.exp(-2.0), "b": 0.25 * math.exp(-0.5), "c": 0.05 * math.exp(-4.0)}
+    expected = {text: 0.8 * weight / sum(weights.values()) for text, weight in weights.items()}
+    assert _shares([view]) == pytest.approx(expected)
+    voted = _vote(letters, [view], 2, 1.0)
+    assert voted["text"] == "b" and voted["score"] == pytest.approx(expected["b"])
+    assert [other["text"] for other in voted["alternatives"]] == ["a", "c"]
+
+
+def test_scores_too_small_for_a_float_are_votes_too(letters):
+    assert _shares([[hypothesis("a", 0.0, -3.0), hypothesis("b", 0.0)]]) == {"a": 0.0, "b": 0.0}
 
 
 def test_a_vote_is_decided_by_a_lead():
@@ -92,7 +129,7 @@ def test_decided_words_are_not_viewed_again(tiny_refiner, monkeypatch):
 
     def refine(bank, spotted, chosen, row_mask, num_alternatives):
         seen.append(len(chosen))
-        return [reading("word", next(given[index])) for index in range(3 - len(chosen), 3)]
+        return [[hypothesis("a", next(given[index]))] for index in range(3 - len(chosen), 3)]
 
     monkeypatch.setattr(tiny_refiner, "_refine", refine)
     read = tiny_refiner.recognise(torch.randn(3, 1, 32, 48), gate_threshold=2.0, num_views=4)

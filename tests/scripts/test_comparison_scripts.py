@@ -154,7 +154,7 @@ def test_tiny_sequence_goes_on_where_it_stopped(tmp_path):
     output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     asked = [Path(line.split()[0]).name for line in notes.read_text().splitlines()]
     trainers = ["train_mclip.py", "build_prototype_bank.py", "train_spotter.py", "fit_simulator.py", "train_refiner.py"]
-    assert asked == [*trainers, "-m"]
+    assert asked == [*trainers, "build_language_model.py", "-m"]
     assert "== simulator.json: 0 s" in output and output.splitlines()[-1].endswith("s in all")
     assert "--fonts some fonts" in notes.read_text()
     notes.unlink()

@@ -2,7 +2,8 @@
 
 An autoregressive decoder attends to a prefix memory (the Spotter's top-K characters of each step with their scores)
 and to a visual memory (two levels of a feature pyramid, as in Lin et al., 2017, that keep fine marks). Characters go
-in and come out as rows of the frozen prototype bank; only start, end and padding have rows of their own.
+in and come out as rows of the frozen prototype bank; only start, end and padding have rows of their own. A language
+model, where there is one, says beside it which characters may follow each other.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from transformers.modeling_outputs import BaseModelOutputWithCrossAttentions
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
+from .beam_search import Decoder, Hypotheses, beam_search
 from .configuration_refiner import RefinerConfig
+from .language_model import LanguageModel, character_classes
 from .layers import DecoderLayer, WholeCheckpointMixin, additive_mask, cosines, init_layer_weights
 from .modeling_spotter import IGNORED, TOKEN_OFFSET, SpotterModel, SpotterOutput
 from .prototype_bank import PrototypeBank
@@ -243,6 +246,9 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
         self.norm = nn.LayerNorm(text.hidden_size)
         self.embedding_projection = nn.Linear(text.hidden_size, config.spotter_config.projection_dim)
         self.log_scale = nn.Parameter(torch.empty(()))
+        self.language_model: LanguageModel | None = None
+        if config.language_config is not None:
+            self.language_model = LanguageModel(config.language_config)
         self._follow_bank()
         self.post_init()
 
@@ -286,6 +292,11 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
     def get_bank(self) -> PrototypeBank:
         """The bank in the model (see `SpotterModel.get_bank`)."""
         return self.spotter.get_bank()
+
+    def set_language_model(self, model: LanguageModel) -> None:
+        """Puts a language model over the bank's rows into the Refiner."""
+        self.config.language_config = model.config
+        self.language_model = model
 
     def _follow_bank(self) -> None:
         self.config.text_config.vocab_size = TOKEN_OFFSET + self.config.spotter_config.num_prototypes
@@ -372,7 +383,10 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
         memory_mask: torch.Tensor,
         past_key_values: Cache | None,
     ) -> BaseModelOutputWithCrossAttentions:
-        """Token ids `[B, T]` to states `[B, T, C]`, with all that the layers make on the way."""
+        """Token ids `[B, T]` to states `[B, T, C]`, with all that the layers make on the way.
+
+        The memory may be one for every few words that follow each other (see `Attention`).
+        """
         length = decoder_input_ids.shape[1]
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         positions = past + torch.arange(length, device=memory.device)
@@ -381,7 +395,10 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
         # The Spotter's step at the same place is right most of the time: it goes in directly, and attention is left
         # with what the Spotter got wrong.
         nearest = positions.clamp(max=self.config.spotter_config.max_length - 1)
-        states = states + memory[:, nearest] * memory_mask[:, nearest, None].to(states.dtype)
+        spotted = memory[:, nearest] * memory_mask[:, nearest, None].to(states.dtype)
+        if spotted.shape[0] != states.shape[0]:
+            spotted = spotted.repeat_interleave(states.shape[0] // spotted.shape[0], 0)
+        states = states + spotted
         # A static cache is as long as it may ever get; what lies ahead is masked like the future.
         total = past + length
         if past_key_values is not None and past_key_values.is_compileable:
@@ -522,31 +539,36 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
                 strict=True,
             )
         ]
-        unsure = (scores < threshold).nonzero()[:, 0]
-        chosen = torch.arange(len(readings), device=unsure.device) if num_alternatives else unsure
-        if len(chosen):
-            refined = self._refine(bank, spotted, chosen, row_mask, num_alternatives)
-            for index, reading in zip(chosen.tolist(), refined, strict=True):
-                readings[index] = {**reading, "spotter_text": readings[index]["spotter_text"]}
-        views = VIEWS[1 : self.config.num_views if num_views is None else num_views]
-        if len(unsure) and views:
-            if pixel_mask is None:
-                pixel_mask = torch.ones_like(pixel_values[:, 0, 0], dtype=torch.bool)
-            ballots = {index: [readings[index]] for index in unsure.tolist()}
-            for view in views:
-                # Most words are decided after a view or two, and leave the rest to those that are not.
-                open_ = [index for index, ballot in ballots.items() if not decided(_votes(ballot).values())]
-                if not open_:
-                    break
-                left = torch.tensor(open_, device=unsure.device)
-                allowed = None if row_mask is None else row_mask[left]
-                seen = self.encoder.spot(*view(pixel_values[left], pixel_mask[left].bool()), allowed)
-                every = torch.arange(len(open_), device=unsure.device)
-                refined = self._refine(bank, seen, every, allowed, num_alternatives)
-                for index, reading in zip(open_, refined, strict=True):
-                    ballots[index].append(reading)
-            for index, ballot in ballots.items():
-                readings[index] = _vote(ballot, num_alternatives, self.config.vote_temperature)
+        unsure = (scores < threshold).nonzero()[:, 0].tolist()
+        chosen = list(range(len(readings))) if num_alternatives else unsure
+        ballots: dict[int, list[list[_Hypothesis]]] = {index: [] for index in chosen}
+        views = VIEWS[: self.config.num_views if num_views is None else num_views]
+        for view in views:
+            # Words above the threshold are read once; most others are decided after a view or two, and leave the rest.
+            left = [
+                index
+                for index, ballot in ballots.items()
+                if not ballot
+                or (index in unsure and not decided(len(ballot) * share for share in _shares(ballot).values()))
+            ]
+            if not left:
+                break
+            rows = torch.tensor(left, device=pixel_values.device)
+            seen = spotted
+            if view != VIEWS[0]:
+                if pixel_mask is None:
+                    pixel_mask = torch.ones_like(pixel_values[:, 0, 0], dtype=torch.bool)
+                allowed = None if row_mask is None else row_mask[rows]
+                seen = self.encoder.spot(*view(pixel_values[rows], pixel_mask[rows].bool()), allowed)
+                rows = torch.arange(len(left), device=pixel_values.device)
+            found = self._refine(bank, seen, rows, None if row_mask is None else row_mask[left], num_alternatives)
+            for index, hypotheses in zip(left, found, strict=True):
+                ballots[index].append(hypotheses)
+        for index, ballot in ballots.items():
+            readings[index] = {
+                **_vote(bank, ballot, num_alternatives, self.config.vote_temperature),
+                "spotter_text": readings[index]["spotter_text"],
+            }
         return readings
 
     def _refine(
@@ -556,172 +578,182 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
         chosen: torch.Tensor,
         row_mask: torch.Tensor | None,
         num_alternatives: int,
-    ) -> list[dict[str, Any]]:
-        """Decodes the chosen words, in that order; greedily, or with beams where alternatives are asked for."""
+    ) -> list[list[_Hypothesis]]:
+        """Decodes the chosen words: some readings of each, in that order; the mask is that of the chosen words."""
         # The longest first: words leave the decoder's batch from its end.
         order = spotted.character_mask[chosen].sum(1).argsort(descending=True)
         chosen = chosen[order]
-        memory = self.encoder.remember(
-            SpotterOutput(
-                top_k_ids=spotted.top_k_ids[chosen],
-                top_k_scores=spotted.top_k_scores[chosen],
-                character_mask=spotted.character_mask[chosen],
-                feature_maps=tuple(level[chosen] for level in spotted.feature_maps),
-                column_mask=spotted.column_mask[chosen],
-            )
-        )
-        row_mask = None if row_mask is None else row_mask[chosen]
-        if num_alternatives:
-            readings = self._search(bank, memory, row_mask, num_alternatives)
-        else:
-            sequences, chances = self._decode_greedily(memory, row_mask)
-            counts = (sequences != EOS).sum(1).tolist()
-            scores = chances.sum(1).exp().tolist()
-            readings = [
-                _reading(bank, [[id_] for id_ in ids[:count]], [[value] for value in values[:count]], score, 0)
-                for ids, values, count, score in zip(
-                    sequences.tolist(), chances.exp().tolist(), counts, scores, strict=True
+        config = self.config
+        found = beam_search(
+            self._decoder(
+                SpotterOutput(
+                    top_k_ids=spotted.top_k_ids[chosen],
+                    top_k_scores=spotted.top_k_scores[chosen],
+                    character_mask=spotted.character_mask[chosen],
+                    feature_maps=tuple(level[chosen] for level in spotted.feature_maps),
+                    column_mask=spotted.column_mask[chosen],
                 )
-            ]
-        return [readings[place] for place in order.argsort().tolist()]
-
-    def _decode_greedily(
-        self, memory: RefinerEncoderOutput, row_mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Greedy decoding of B words; those at the end of the batch leave it once they are written.
-
-        Args:
-            memory: Their memory, the longest words first.
-            row_mask: Bank rows that may be read, bool `[B, N]`.
-
-        Returns:
-            Token ids, with the end from the end on, and their log-probabilities, 0 behind the end, `[B, L]` each.
-        """
-        limit = self.config.spotter_config.max_length + 1
-        states, memory_mask = memory.last_hidden_state, memory.memory_mask
-        left = len(states)
-        sequences = torch.full((left, limit), EOS, device=states.device)
-        chances = torch.zeros((left, limit), device=states.device)
-        ids = torch.full((left, 1), BOS, device=states.device)
-        ended = torch.zeros(left, dtype=torch.bool, device=states.device)
-        cache = DynamicCache()
-        for step in range(limit):
-            decoded = self._decode(ids, states[:left], memory_mask[:left], cache)
-            logits = self._logits(decoded.last_hidden_state)[:, 0]
-            if row_mask is not None:
-                logits = self._allow(logits, row_mask[:left])
-            log_probs = (logits / self.config.score_temperature).log_softmax(-1)
-            best = logits.argmax(-1) if step < limit - 1 else torch.full_like(ids[:, 0], EOS)
-            best = best.masked_fill(ended, EOS)
-            sequences[:left, step] = best
-            chances[:left, step] = log_probs.gather(-1, best[:, None])[:, 0].masked_fill(ended, 0)
-            ended = best == EOS
-            running = (~ended).nonzero()
-            if not len(running):
-                break
-            shorter = int(running.max()) + 1
-            if shorter < left:
-                left = shorter
-                for layer in cache.layers:
-                    layer.keys, layer.values = layer.keys[:left], layer.values[:left]
-            ids, ended = best[:left, None], ended[:left]
-        return sequences, chances
-
-    def _search(
-        self,
-        bank: PrototypeBank,
-        memory: RefinerEncoderOutput,
-        row_mask: torch.Tensor | None,
-        num_alternatives: int,
-    ) -> list[dict[str, Any]]:
-        """Searches with beams."""
-        beams = num_alternatives + 1
-        sequences = self.generate(
-            encoder_outputs=RefinerEncoderOutput(**memory),  # generate repeats its entries for the beams, in place
-            row_mask=row_mask,
-            max_new_tokens=self.config.spotter_config.max_length + 1,
-            forced_eos_token_id=EOS,
-            num_beams=beams,
-            num_return_sequences=beams,
-            do_sample=False,
-        )[:, 1:]
-        # One parallel pass scores every candidate, however it was found.
-        ended = sequences == EOS
-        written = (ended.cumsum(1) - ended.long() == 0) & (sequences != PAD)
-        labels = sequences.masked_fill(~written | ended, IGNORED)
-        expanded = RefinerEncoderOutput(
-            last_hidden_state=memory.last_hidden_state.repeat_interleave(beams, 0),
-            memory_mask=memory.memory_mask.repeat_interleave(beams, 0),
+            ),
+            None if self.language_model is None else _Prior(self.language_model, bank, config),
+            words=len(chosen),
+            beams=max(config.beam_width, num_alternatives + 1),
+            limit=config.spotter_config.max_length + 1,
+            temperature=config.score_temperature,
+            row_mask=None if row_mask is None else row_mask[order],
+            num_top=num_alternatives + 1,
+            device=spotted.top_k_ids.device,
         )
-        if row_mask is not None:
-            row_mask = row_mask.repeat_interleave(beams, 0)
-        logits = self(labels=labels, encoder_outputs=expanded, row_mask=row_mask, use_cache=False).logits
-        log_probs = (logits[:, : sequences.shape[1]] / self.config.score_temperature).log_softmax(-1)
-        chances = log_probs.gather(-1, sequences[..., None])[..., 0]
-        # Not a product with the mask: padding has a log-probability of minus infinity.
-        scores = chances.masked_fill(~written, 0).sum(1).exp().view(-1, beams)
-        top = log_probs.exp().topk(num_alternatives + 1, dim=-1)
-        counts = (labels != IGNORED).sum(1).view(-1, beams)
-        readings = []
-        for word, order in enumerate(scores.argsort(1, descending=True).tolist()):
-            candidates: dict[str, float] = {}
-            for beam in order:
-                ids = sequences[word * beams + beam, : counts[word, beam]].tolist()
-                text = _text(bank, ids)
-                candidates.setdefault(text, scores[word, beam].item())
-            best = word * beams + order[0]
-            count = int(counts[word, order[0]])
-            written_ids, top_ids = sequences[best, :count].tolist(), top.indices[best, :count].tolist()
-            ids = [
-                [own, *(other for other in others if other != own)]
-                for own, others in zip(written_ids, top_ids, strict=True)
+        scores, priors = found.log_probs.sum(-1).exp().tolist(), found.prior.tolist()
+        counts, alive = (found.ids > 0).sum(-1).tolist(), found.alive.tolist()
+        words = [
+            [
+                _Hypothesis(_text(bank, ids[:count]), score, prior, (found, word, beam))
+                for beam, (ids, count, score, prior, exists) in enumerate(
+                    zip(found.ids[word].tolist(), counts[word], scores[word], priors[word], alive[word], strict=True)
+                )
+                if exists
             ]
-            probabilities = log_probs[best, :count].exp()
-            values = [[probabilities[step, i].item() for i in row] for step, row in enumerate(ids)]
-            reading = _reading(bank, ids, values, scores[word, order[0]].item(), num_alternatives)
-            others = [{"text": text, "score": score} for text, score in candidates.items() if text != reading["text"]]
-            readings.append({**reading, "alternatives": others[:num_alternatives]})
-        return readings
+            for word in range(len(chosen))
+        ]
+        return [words[place] for place in order.argsort().tolist()]
+
+    def _decoder(self, spotted: SpotterOutput) -> Decoder:
+        """What decodes the words that were spotted."""
+        return _Decoder(self, self.encoder.remember(spotted))
+
+
+@dataclass
+class _Hypothesis:
+    """A reading of one view.
+
+    Attributes:
+        text: What is read.
+        score: The Refiner's probability.
+        prior: What the language model adds to its logarithm.
+        place: Where the search has its characters.
+    """
+
+    text: str
+    score: float
+    prior: float
+    place: tuple[Hypotheses, int, int]
+
+
+class _Decoder:
+    """The Refiner's decoder, step by step, with its cache."""
+
+    def __init__(self, model: RefinerModel, memory: RefinerEncoderOutput):
+        self.model = model
+        self.states, self.mask = memory.last_hidden_state, memory.memory_mask
+        self.cache = DynamicCache()
+        self.beams = 0
+
+    def step(self, ids: torch.Tensor) -> torch.Tensor:
+        """See `beam_search.Decoder`."""
+        self.beams = self.beams or len(ids) // len(self.states)
+        tokens = next_tokens(ids, first=not self.cache.get_seq_length())
+        states = self.model._decode(tokens[:, None], self.states, self.mask, self.cache).last_hidden_state
+        return readable(self.model._logits(states)[:, 0])
+
+    def select(self, beams: torch.Tensor) -> None:
+        """See `beam_search.Decoder`."""
+        words = len(beams) // self.beams
+        self.states, self.mask = self.states[:words], self.mask[:words]
+        for layer in self.cache.layers:
+            if self.beams == 1:
+                layer.keys, layer.values = layer.keys[:words], layer.values[:words]
+            else:
+                layer.keys, layer.values = layer.keys[beams], layer.values[beams]
+
+
+def next_tokens(ids: torch.Tensor, first: bool) -> torch.Tensor:
+    """Token ids of a search's ids: the start at first, later the end for what waits for other beams of its word."""
+    return torch.where(ids > 0, ids + TOKEN_OFFSET - 1, BOS if first else EOS)
+
+
+def readable(logits: torch.Tensor) -> torch.Tensor:
+    """Logits of a search's ids `[B, 1 + N]`, of those of token ids `[B, V]`."""
+    return torch.cat([logits[:, EOS : EOS + 1], logits[:, TOKEN_OFFSET:]], 1)
+
+
+class _Prior:
+    """The language model, step by step."""
+
+    def __init__(self, model: LanguageModel, bank: PrototypeBank, config: RefinerConfig):
+        self.model, self.weight, self.bonus = model, config.language_weight, config.language_bonus
+        classes = character_classes(bank.characters, bank.subtypes, bank.joiners)
+        self.classes = torch.tensor(classes, device=model.keys.device)
+        self.contexts: torch.Tensor | None = None
+
+    def step(self, ids: torch.Tensor) -> None:
+        """See `beam_search.Prior`."""
+        if self.contexts is None:
+            self.contexts = self.model.contexts(len(ids))
+        else:
+            self.contexts = self.model.append(self.contexts, self.classes[ids])
+
+    def score(self, candidates: torch.Tensor) -> torch.Tensor:
+        """See `beam_search.Prior`."""
+        classes = self.classes[candidates]
+        return self.weight * (self.model(self.contexts, classes) + self.bonus * (classes > 0))
+
+    def select(self, beams: torch.Tensor) -> None:
+        """See `beam_search.Prior`."""
+        self.contexts = self.contexts[beams]
 
 
 def _text(bank: PrototypeBank, ids: Sequence[int]) -> str:
-    """Token ids to the text that is shown."""
-    return display("".join(bank.characters[index - TOKEN_OFFSET] for index in ids if index >= TOKEN_OFFSET))
+    """Ids, 1 + row each, to the text that is shown."""
+    return display("".join(bank.characters[index - 1] for index in ids))
 
 
-def _votes(ballot: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Text -> sum of its scores."""
-    votes: dict[str, float] = {}
-    for reading in ballot:
-        votes[reading["text"]] = votes.get(reading["text"], 0.0) + reading["score"]
-    return votes
+def _shares(ballot: Sequence[Sequence[_Hypothesis]]) -> dict[str, float]:
+    """Text -> how likely it is, by what the views of a word and the language model say.
 
-
-def _vote(ballot: Sequence[dict[str, Any]], num_alternatives: int, temperature: float) -> dict[str, Any]:
-    """What the views of a word agree on: the reading whose scores have the largest mean.
-
-    That mean is too low for a probability, as views that miss a word say little against what others read: it is
-    raised to the power of 1 / temperature. What one view decides keeps its score.
+    The language model moves what the views have given to the readings that they name, and gives nothing itself: what
+    no view is sure of stays so.
     """
-    if len(ballot) == 1:
-        return ballot[0]
-    votes = {text: vote / len(ballot) for text, vote in _votes(ballot).items()}
-    text = max(votes, key=votes.__getitem__)
-    score = votes.pop(text)
-    chosen = max((reading for reading in ballot if reading["text"] == text), key=lambda reading: reading["score"])
-    for reading in ballot if num_alternatives else ():
-        for other in reading["alternatives"]:
-            if other["text"] != text:
-                votes[other["text"]] = votes.get(other["text"], 0.0) + other["score"] / len(ballot)
-    others = sorted(votes.items(), key=lambda vote: -vote[1])
-    return {
-        **chosen,
-        "score": score ** (1 / temperature),
-        "alternatives": [
-            {"text": other, "score": vote ** (1 / temperature)} for other, vote in others[:num_alternatives]
-        ],
-        "spotter_text": ballot[0]["spotter_text"],
-    }
+    votes: dict[str, float] = {}
+    priors: dict[str, float] = {}
+    for hypothesis in (hypothesis for view in ballot for hypothesis in view):
+        votes[hypothesis.text] = votes.get(hypothesis.text, 0.0) + hypothesis.score / len(ballot)
+        priors[hypothesis.text] = max(priors.get(hypothesis.text, -math.inf), hypothesis.prior)
+    likeliest = max(priors.values())
+    weighed = {text: vote * math.exp(priors[text] - likeliest) for text, vote in votes.items()}
+    total = sum(weighed.values()) or 1.0  # 0 where a score is too small for a float
+    return {text: weight / total * sum(votes.values()) for text, weight in weighed.items()}
+
+
+def _vote(
+    bank: PrototypeBank, ballot: Sequence[Sequence[_Hypothesis]], num_alternatives: int, temperature: float
+) -> dict[str, Any]:
+    """What the views of a word agree on: the likeliest reading.
+
+    What several views give it is too low for a probability, as views that miss a word say little against what others
+    read: it is raised to the power of 1 / temperature. What one view decides keeps its score.
+    """
+    power = 1.0 if len(ballot) == 1 else 1 / temperature
+    (text, share), *others = sorted(_shares(ballot).items(), key=lambda item: -item[1])
+    best = max((one for view in ballot for one in view if one.text == text), key=lambda one: one.score)
+    found, word, beam = best.place
+    count = int((found.ids[word, beam] > 0).sum())
+    ids, values = found.ids[word, beam, :count].tolist(), found.log_probs[word, beam, :count].exp().tolist()
+    tops = zip(
+        found.top_ids[word, beam, :count].tolist(), found.top_log_probs[word, beam, :count].exp().tolist(), strict=True
+    )
+    steps = [
+        [(own, value), *((other, chance) for other, chance in zip(*top, strict=True) if other != own)]
+        for own, value, top in zip(ids, values, tops, strict=True)
+    ]
+    reading = _reading(
+        bank,
+        [[index + TOKEN_OFFSET - 1 for index, _ in step] for step in steps],
+        [[value for _, value in step] for step in steps],
+        min(1.0, share) ** power,
+        num_alternatives,
+    )
+    alternatives = [{"text": other, "score": min(1.0, score) ** power} for other, score in others[:num_alternatives]]
+    return {**reading, "alternatives": alternatives}
 
 
 def _reading(
@@ -732,7 +764,7 @@ def _reading(
     num_alternatives: int,
 ) -> dict[str, Any]:
     """A reading from the hypotheses of each step, best first."""
-    text = _text(bank, [step[0] for step in ids])
+    text = _text(bank, [step[0] - TOKEN_OFFSET + 1 for step in ids])
     scripts: dict[str, int] = {}
     for step in ids:
         row = step[0] - TOKEN_OFFSET

@@ -1,0 +1,134 @@
+"""The language model: which character may follow others in a word, whatever the image shows.
+
+Character n-grams with the smoothing of Witten and Bell (1991), interpolated, in the form of back-off tables. Of 750,000
+words in six languages they know more than a network of their size learns in hours, and they are made in a minute.
+Characters are rows of the prototype bank, all languages are in one table, and case does not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from .configuration_refiner import RefinerLanguageConfig
+
+END = 0
+"""Id of the end of a word, and of what stands between words; characters are 1 + row."""
+
+# A probability is stored in steps of 1/STEPS nats, as a byte.
+STEPS = 15.0
+# Of subtypes: digits, punctuation and symbols stand between words.
+LETTERS = 2
+# Log-probability of a character that no word has.
+UNKNOWN = -8.0
+PRIME = 0x9E3779B97F4A7C15 - (1 << 64)
+NOTHING = -1
+
+
+class LanguageModel(nn.Module):
+    """Log-probabilities of characters after others.
+
+    A word ends where digits, punctuation or symbols stand, which cost nothing themselves: the model has no opinion on
+    numbers. Joiners are passed over.
+
+    Args:
+        config: Order and size of the table.
+    """
+
+    def __init__(self, config: RefinerLanguageConfig):
+        super().__init__()
+        self.config = config
+        self.order = config.order
+        # Hashes of n-grams, the newest character first, in rising order. What they find, in bytes: the log-probability
+        # of an n-gram's last character, and that of having to do with a shorter context than the n-gram.
+        self.register_buffer("keys", torch.zeros(config.num_ngrams, dtype=torch.int32))
+        self.register_buffer("log_probs", torch.zeros(config.num_ngrams, dtype=torch.uint8))
+        self.register_buffer("backoffs", torch.zeros(config.num_ngrams, dtype=torch.uint8))
+
+    def contexts(self, count: int) -> torch.Tensor:
+        """Contexts of `count` words at their beginning, `[count, order - 1]`, the newest character first."""
+        contexts = torch.full((count, self.order - 1), NOTHING, device=self.keys.device)
+        contexts[:, 0] = END
+        return contexts
+
+    def forward(self, contexts: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities of characters.
+
+        Args:
+            contexts: What stands before, `[B, order - 1]` (see :meth:`contexts` and :meth:`append`).
+            classes: Characters by their class (see `character_classes`), `[B, M]`.
+
+        Returns:
+            `[B, M]`; 0 for what is passed over, and for what stands between words where no word is.
+        """
+        asked = classes.clamp_min(END)
+        found, values = self._look_up(asked, contexts, self.log_probs)
+        # The longest n-gram that is known counts.
+        known = found.flip(-1).to(torch.uint8).argmax(-1)
+        length = torch.where(found.any(-1), self.order - known, 0)
+        value = values.gather(-1, (length - 1).clamp_min(0)[..., None])[..., 0]
+        value = torch.where(length > 0, value, UNKNOWN)
+        # Longer contexts that are known without this character are paid for.
+        there, prices = self._look_up(contexts[:, :1], contexts[:, 1:], self.backoffs)
+        prices = (prices * there)[:, 0].flip(-1).cumsum(-1).flip(-1)  # of all contexts of so many characters and more
+        prices = torch.cat([prices, prices.new_zeros(len(prices), 1)], 1)
+        value = value + prices.gather(1, (length - 1).clamp_min(0).flatten(1))
+        nothing = (classes < END) | ((classes == END) & (contexts[:, :1] == END))
+        return value.masked_fill(nothing, 0.0)
+
+    def append(self, contexts: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """Contexts after one more character each, whose class is `[B]`."""
+        longer = torch.cat([classes[:, None], contexts[:, :-1]], 1)
+        between = torch.full_like(contexts, NOTHING)
+        between[:, 0] = END
+        longer = torch.where((classes == END)[:, None], between, longer)
+        return torch.where((classes < END)[:, None], contexts, longer)
+
+    def _look_up(
+        self, newest: torch.Tensor, contexts: torch.Tensor, table: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of n-grams of 1, 2, ... characters that end in `newest`, `[B, M]`: whether they are known, their values."""
+        steps = [newest] + [column[:, None].expand_as(newest) for column in contexts.unbind(1)]
+        keys, valid = [], []
+        state = torch.zeros_like(newest)
+        there = torch.ones_like(newest, dtype=torch.bool)
+        for step in steps:
+            state = mix(state, step)
+            there = there & (step != NOTHING)
+            keys.append(key(state))
+            valid.append(there)
+        wanted = torch.stack(keys, -1).to(torch.int32)
+        places = torch.searchsorted(self.keys, wanted).clamp_max(len(self.keys) - 1)
+        found = (self.keys[places] == wanted) & torch.stack(valid, -1)
+        return found, table[places].to(torch.float32) / -STEPS
+
+
+def mix(state: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """The hash, int64, of n-grams with one more character, from that of the newer ones."""
+    state = (state ^ (ids + 2)) * PRIME
+    return state ^ (state >> 29)
+
+
+def key(state: torch.Tensor) -> torch.Tensor:
+    """What the table is sorted by: 32 bits of a hash."""
+    return state >> 17 << 32 >> 32
+
+
+def character_classes(characters: Sequence[str], subtypes: Sequence[int], joiners: str) -> list[int]:
+    """The class of the end and of each bank row, as the model takes them.
+
+    Letters and marks are classes of their own, 1 + row, a capital that of its small letter; what stands between words
+    is `END`, what is passed over `NOTHING`.
+    """
+    rows = {character: row for row, character in enumerate(characters)}
+    classes = [END]
+    for row, (character, subtype) in enumerate(zip(characters, subtypes, strict=True)):
+        if character in joiners:
+            classes.append(NOTHING)
+        elif subtype >= LETTERS:
+            classes.append(END)
+        else:
+            classes.append(1 + rows.get(character.lower(), row))
+    return classes
