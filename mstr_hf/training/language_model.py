@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from mstr_hf.models.configuration_refiner import RefinerLanguageConfig
-from mstr_hf.models.language_model import END, STEPS, LanguageModel, character_classes, key, mix
+from mstr_hf.models.language_model import END, NOTHING, SIGN, STEPS, LanguageModel, character_classes, key, mix
 from mstr_hf.models.prototype_bank import PrototypeBank
 from mstr_hf.models.text import normalise
 from mstr_hf.synthesis.words import WordSource
@@ -41,10 +41,10 @@ def build_language_model(bank: PrototypeBank, sources: Sequence[WordSource]) -> 
         totals.append(own.sum())
         for text, weight in zip(source.words, own / own.sum(), strict=True):
             word: list[int] = []
-            for value in [*(classes.get(character, END) for character in normalise(text)), END]:
+            for value in [*(classes.get(character, SIGN) for character in normalise(text)), END]:
                 if value > END:
                     word.append(value)
-                elif value == END and word:
+                elif value != NOTHING and word:
                     words.append([END, *word, END])
                     weights.append(weight)
                     word = []

@@ -16,10 +16,12 @@ from mstr_hf.models import modeling_refiner
 from mstr_hf.models.prototype_bank import BankError
 
 CODE = [
+    "beam_search",
     "configuration_base",
     "configuration_refiner",
     "configuration_spotter",
     "image_processing_mstr",
+    "language_model",
     "layers",
     "modeling_refiner",
     "modeling_spotter",

@@ -76,7 +76,7 @@ def test_wide_beams_find_the_best_readings(with_prior, masked):
         every = readings(word, prior, {0, 1, 3} if masked else set(range(SIZE)))
         best = sorted(every, key=lambda ids: -sum(every[ids]))
         alive = int(found.alive[word].sum())
-        assert alive > 2
+        assert alive == len(best)
         for beam, ids in enumerate(best[:alive]):
             length = len(ids)
             assert tuple(found.ids[word, beam].tolist()) == (*ids, *[0] * (LIMIT - length))
@@ -111,3 +111,14 @@ def test_a_prior_changes_what_is_read_and_not_what_the_image_says():
     assert not torch.equal(alone.ids[:, 0], guided.ids[:, 0])
     assert (guided.log_probs[:, 0].sum(1) <= alone.log_probs[:, 0].sum(1) + 1e-4).all()
     assert torch.equal(alone.prior, torch.zeros(words, beams)) and guided.prior.any()
+
+
+def test_what_is_far_behind_is_given_up():
+    words, beams = 4, 40
+    every, near = (
+        beam_search(Decoder(words, beams), None, words, beams, LIMIT, margin=margin) for margin in (torch.inf, 2.0)
+    )
+    assert torch.equal(every.ids[:, 0], near.ids[:, 0])
+    sums = near.log_probs.sum(-1)
+    assert 1 < near.alive.sum() < every.alive.sum()
+    assert (sums[near.alive] >= sums[:, :1].expand_as(sums)[near.alive] - 2.0 - 1e-5).all()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mstr_hf.charsets import load_charset, load_charsets
-from mstr_hf.models.language_model import END, NOTHING, character_classes
+from mstr_hf.models.language_model import ANY_SIGN, END, NOTHING, SIGN, character_classes
 from mstr_hf.models.prototype_bank import PrototypeBank
 from mstr_hf.synthesis.words import WordSource
 from mstr_hf.training import language_model as training
@@ -93,21 +93,21 @@ def test_words_are_as_likely_as_their_counts_say(bank, classes, model, text):
     context: tuple = (END,)
     for value in [*(classes[1 + bank.row(c)] for c in text), classes[0]]:
         own = model(contexts, torch.tensor([[value]])).item()
-        if value == NOTHING or (value == END and context == (END,)):
-            expected = 0.0
-        else:
-            expected = math.log(probability(counts, size, context[-training.ORDER + 1 :], value))
-            if value not in counts[()]:
+        expected = ANY_SIGN if value == SIGN else 0.0
+        if value != NOTHING and (value > END or context != (END,)):
+            after = max(value, END)  # a word ends before a sign
+            expected += math.log(probability(counts, size, context[-training.ORDER + 1 :], after))
+            if after not in counts[()]:
                 assert own < -7  # no word has it
                 expected = own
         assert own == pytest.approx(expected, abs=0.25)  # bytes: a step for the character, one for each context
         contexts = model.append(contexts, torch.tensor([value]))
         if value != NOTHING:
-            context = (END,) if value == END else (*context, value)
+            context = (*context, value) if value > END else (END,)
 
 
 def test_what_may_follow_adds_up_to_one(model, classes):
-    every = torch.tensor([sorted(set(classes) - {NOTHING})])
+    every = torch.tensor([sorted(set(classes) - {NOTHING, SIGN})])
     contexts = model.contexts(1)
     for _ in range(4):
         chances = model(contexts, every).exp()[0]
@@ -120,7 +120,7 @@ def test_what_may_follow_adds_up_to_one(model, classes):
 def test_capitals_joiners_and_signs(bank, classes):
     by_character = dict(zip(bank.characters, classes[1:], strict=True))
     assert by_character["A"] == by_character["a"] == 1 + bank.row("a")
-    assert by_character["-"] == by_character["7"] == classes[0] == END
+    assert by_character["-"] == by_character["7"] == SIGN and classes[0] == END
     assert by_character["\u200d"] == NOTHING
     assert by_character["क"] == 1 + bank.row("क") and by_character["ा"] == 1 + bank.row("ा")
 
@@ -133,9 +133,9 @@ def test_n_grams_that_say_little_are_left_out(bank, model, monkeypatch):
 
 
 def test_a_batch_is_as_its_rows(model, classes):
-    values = torch.tensor(sorted(set(classes) - {NOTHING}))[None].expand(3, -1)
+    values = torch.tensor(sorted(set(classes)))[None].expand(3, -1)
     contexts = model.contexts(3)
-    for column in ([5, 3, END], [3, NOTHING, 5]):
+    for column in ([5, 3, SIGN], [3, NOTHING, 5]):
         contexts = model.append(contexts, torch.tensor(column))
     together = model(contexts, values)
     for row in range(3):

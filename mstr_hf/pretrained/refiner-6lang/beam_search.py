@@ -10,8 +10,6 @@ from torch.nn import functional as F
 
 # Characters that may follow a beam, the likeliest ones by the image.
 CANDIDATES = 16
-# Beams whose probability is smaller than the best one's by more than this factor, in nats, are given up.
-MARGIN = 7.0
 
 
 class Decoder(Protocol):
@@ -70,6 +68,7 @@ def beam_search(
     temperature: float = 1.0,
     row_mask: torch.Tensor | None = None,
     num_top: int = 1,
+    margin: float = torch.inf,
     device: torch.device | str = "cpu",
 ) -> Hypotheses:
     """Looks for the readings that are likeliest by image and prior together (shallow fusion, Gulcehre et al., 2015).
@@ -85,6 +84,7 @@ def beam_search(
         temperature: Divides the logits.
         row_mask: Bank rows that may be read, bool `[W, N]`.
         num_top: Likeliest ids to note at each step.
+        margin: Beams that are less likely than the best one of their word by so many nats are given up.
         device: Where the logits are.
     """
     shape = (words, beams, limit)
@@ -134,7 +134,7 @@ def beam_search(
         top = own.topk(min(num_top, own.shape[1]))
         top_ids[:left, :, step, : top.indices.shape[1]] = top.indices[source].view(left, beams, -1)
         top_log_probs[:left, :, step, : top.values.shape[1]] = top.values[source].view(left, beams, -1)
-        totals[:left] = best.masked_fill(best < best[:, :1] - MARGIN, -torch.inf)
+        totals[:left] = best.masked_fill(best < best[:, :1] - margin, -torch.inf)
         ended[:left] = (chosen == 0).view(left, beams) | (totals[:left] == -torch.inf)
         running = (~ended[:left]).any(1).nonzero()
         if not len(running):

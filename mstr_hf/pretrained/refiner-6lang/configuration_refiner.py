@@ -106,7 +106,7 @@ class RefinerConfig(MSTRConfig):
     num_views: int = 1
     vote_temperature: float | int = 1.0
     beam_width: int = 1
-    language_weight: float | int = 0.4
+    language_weight: float | int = 0.45
     language_bonus: float | int = 2.0
     pad_token_id: int | None = 0
     bos_token_id: int | None = 1

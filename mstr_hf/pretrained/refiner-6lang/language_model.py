@@ -14,24 +14,24 @@ from torch import nn
 
 from .configuration_refiner import RefinerLanguageConfig
 
-END = 0
-"""Id of the end of a word, and of what stands between words; characters are 1 + row."""
+END, NOTHING, SIGN = 0, -1, -2
+"""Classes of the end of a word, of what is passed over, and of what stands between words; letters are 1 + row."""
 
 # A probability is stored in steps of 1/STEPS nats, as a byte.
 STEPS = 15.0
 # Of subtypes: digits, punctuation and symbols stand between words.
 LETTERS = 2
-# Log-probability of a character that no word has.
-UNKNOWN = -8.0
+# Log-probability of a letter that no word has, and of a digit, punctuation mark or symbol wherever it stands: were they
+# free, what cannot be read would become a number.
+UNKNOWN, ANY_SIGN = -8.0, -2.0
 PRIME = 0x9E3779B97F4A7C15 - (1 << 64)
-NOTHING = -1
 
 
 class LanguageModel(nn.Module):
     """Log-probabilities of characters after others.
 
-    A word ends where digits, punctuation or symbols stand, which cost nothing themselves: the model has no opinion on
-    numbers. Joiners are passed over.
+    A word ends where digits, punctuation or symbols stand, on which the model has no opinion: one is as likely as
+    another. Joiners are passed over.
 
     Args:
         config: Order and size of the table.
@@ -61,9 +61,9 @@ class LanguageModel(nn.Module):
             classes: Characters by their class (see `character_classes`), `[B, M]`.
 
         Returns:
-            `[B, M]`; 0 for what is passed over, and for what stands between words where no word is.
+            `[B, M]`; 0 for what is passed over, and for the end where no word is.
         """
-        asked = classes.clamp_min(END)
+        asked = classes.clamp_min(END)  # before a sign, a word ends
         found, values = self._look_up(asked, contexts, self.log_probs)
         # The longest n-gram that is known counts.
         known = found.flip(-1).to(torch.uint8).argmax(-1)
@@ -75,16 +75,16 @@ class LanguageModel(nn.Module):
         prices = (prices * there)[:, 0].flip(-1).cumsum(-1).flip(-1)  # of all contexts of so many characters and more
         prices = torch.cat([prices, prices.new_zeros(len(prices), 1)], 1)
         value = value + prices.gather(1, (length - 1).clamp_min(0).flatten(1))
-        nothing = (classes < END) | ((classes == END) & (contexts[:, :1] == END))
-        return value.masked_fill(nothing, 0.0)
+        nothing = (classes == NOTHING) | ((asked == END) & (contexts[:, :1] == END))
+        return value.masked_fill(nothing, 0.0) + ANY_SIGN * (classes == SIGN)
 
     def append(self, contexts: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         """Contexts after one more character each, whose class is `[B]`."""
         longer = torch.cat([classes[:, None], contexts[:, :-1]], 1)
         between = torch.full_like(contexts, NOTHING)
         between[:, 0] = END
-        longer = torch.where((classes == END)[:, None], between, longer)
-        return torch.where((classes < END)[:, None], contexts, longer)
+        longer = torch.where(((classes == END) | (classes == SIGN))[:, None], between, longer)
+        return torch.where((classes == NOTHING)[:, None], contexts, longer)
 
     def _look_up(
         self, newest: torch.Tensor, contexts: torch.Tensor, table: torch.Tensor
@@ -119,8 +119,8 @@ def key(state: torch.Tensor) -> torch.Tensor:
 def character_classes(characters: Sequence[str], subtypes: Sequence[int], joiners: str) -> list[int]:
     """The class of the end and of each bank row, as the model takes them.
 
-    Letters and marks are classes of their own, 1 + row, a capital that of its small letter; what stands between words
-    is `END`, what is passed over `NOTHING`.
+    Letters and marks are classes of their own, 1 + row, a capital that of its small letter; the end is `END`, digits,
+    punctuation and symbols are `SIGN`, joiners `NOTHING`.
     """
     rows = {character: row for row, character in enumerate(characters)}
     classes = [END]
@@ -128,7 +128,7 @@ def character_classes(characters: Sequence[str], subtypes: Sequence[int], joiner
         if character in joiners:
             classes.append(NOTHING)
         elif subtype >= LETTERS:
-            classes.append(END)
+            classes.append(SIGN)
         else:
             classes.append(1 + rows.get(character.lower(), row))
     return classes

@@ -35,6 +35,8 @@ from .views import VIEWS, decided
 
 PAD, BOS, EOS = 0, 1, 2
 SPECIAL_ROWS = 3
+# Readings that are this much less likely, in nats, will not win a vote.
+MARGIN = 7.0
 
 
 @dataclass
@@ -601,6 +603,7 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
             temperature=config.score_temperature,
             row_mask=None if row_mask is None else row_mask[order],
             num_top=num_alternatives + 1,
+            margin=math.inf if num_alternatives else MARGIN,
             device=spotted.top_k_ids.device,
         )
         scores, priors = found.log_probs.sum(-1).exp().tolist(), found.prior.tolist()
@@ -680,7 +683,9 @@ class _Prior:
     """The language model, step by step."""
 
     def __init__(self, model: LanguageModel, bank: PrototypeBank, config: RefinerConfig):
-        self.model, self.weight, self.bonus = model, config.language_weight, config.language_bonus
+        # The temperature makes scores of what is read, and is not to change what is.
+        self.model, self.weight = model, config.language_weight / config.score_temperature
+        self.bonus = config.language_bonus
         classes = character_classes(bank.characters, bank.subtypes, bank.joiners)
         self.classes = torch.tensor(classes, device=model.keys.device)
         self.contexts: torch.Tensor | None = None
