@@ -248,6 +248,7 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
         self.norm = nn.LayerNorm(text.hidden_size)
         self.embedding_projection = nn.Linear(text.hidden_size, config.spotter_config.projection_dim)
         self.log_scale = nn.Parameter(torch.empty(()))
+        self._described: tuple[PrototypeBank, torch.Tensor] | None = None
         self.language_model: LanguageModel | None = None
         if config.language_config is not None:
             self.language_model = LanguageModel(config.language_config)
@@ -596,7 +597,7 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
                     column_mask=spotted.column_mask[chosen],
                 )
             ),
-            None if self.language_model is None else _Prior(self.language_model, bank, config),
+            self._prior(bank),
             words=len(chosen),
             beams=max(config.beam_width, num_alternatives + 1),
             limit=config.spotter_config.max_length + 1,
@@ -619,6 +620,19 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
             for word in range(len(chosen))
         ]
         return [words[place] for place in order.argsort().tolist()]
+
+    def _prior(self, bank: PrototypeBank) -> _Prior | None:
+        """What says which characters may follow each other, if there is a language model."""
+        if self.language_model is None:
+            return None
+        # A large bank takes long to describe.
+        if self._described is None or self._described[0] is not bank:
+            classes = character_classes(bank.characters, bank.subtypes, bank.joiners)
+            self._described = bank, torch.tensor(classes, device=self.language_model.keys.device)
+        config = self.config
+        # The temperature makes scores of what is read, and is not to change what is.
+        weight = config.language_weight / config.score_temperature
+        return _Prior(self.language_model, self._described[1], weight, config.language_bonus)
 
     def _decoder(self, spotted: SpotterOutput) -> Decoder:
         """What decodes the words that were spotted."""
@@ -682,12 +696,8 @@ def readable(logits: torch.Tensor) -> torch.Tensor:
 class _Prior:
     """The language model, step by step."""
 
-    def __init__(self, model: LanguageModel, bank: PrototypeBank, config: RefinerConfig):
-        # The temperature makes scores of what is read, and is not to change what is.
-        self.model, self.weight = model, config.language_weight / config.score_temperature
-        self.bonus = config.language_bonus
-        classes = character_classes(bank.characters, bank.subtypes, bank.joiners)
-        self.classes = torch.tensor(classes, device=model.keys.device)
+    def __init__(self, model: LanguageModel, classes: torch.Tensor, weight: float, bonus: float):
+        self.model, self.classes, self.weight, self.bonus = model, classes, weight, bonus
         self.contexts: torch.Tensor | None = None
 
     def step(self, ids: torch.Tensor) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from mstr_hf.models.configuration_refiner import RefinerLanguageConfig
-from mstr_hf.models.language_model import END, NOTHING, SIGN, STEPS, LanguageModel, character_classes, key, mix
+from mstr_hf.models.language_model import ABSENT, END, NOTHING, SIGN, STEPS, LanguageModel, character_classes, key, mix
 from mstr_hf.models.prototype_bank import PrototypeBank
 from mstr_hf.models.text import normalise
 from mstr_hf.synthesis.words import WordSource
@@ -60,11 +61,11 @@ def _tables(words: Sequence[Sequence[int]], weights: np.ndarray, size: int) -> L
     place = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))
     count = torch.from_numpy(np.repeat(weights, lengths))
     ends = (place > 0).nonzero()[:, 0]  # a start is never predicted
-    tokens_at = tokens[ends]
-    hashes = mix(torch.zeros_like(ends), tokens_at)
+    hashes = mix(torch.zeros_like(ends), tokens[ends])
     contexts = torch.zeros_like(ends)
     lower = torch.full((len(ends),), 1.0 / size, dtype=torch.float64)
-    keys, values, prices = [], [], {}
+    keys, values = [], []
+    prices: dict[int, float] = {}
     for order in range(1, ORDER + 1):
         if order > 1:
             there = place[ends] >= order - 1
@@ -95,10 +96,12 @@ def _tables(words: Sequence[Sequence[int]], weights: np.ndarray, size: int) -> L
     table = np.array(sorted(merged.keys() | paid.keys()), np.int64)
     model = LanguageModel(RefinerLanguageConfig(order=ORDER, num_ngrams=len(table)))
     model.keys = torch.from_numpy(table.astype(np.int32))
-    model.log_probs = _bytes([merged.get(k, 1.0) for k in table.tolist()])
-    model.backoffs = _bytes([paid.get(k, 1.0) for k in table.tolist()])
+    model.log_probs = torch.tensor([_byte(merged[k]) if k in merged else ABSENT for k in table.tolist()]).to(
+        torch.uint8
+    )
+    model.backoffs = torch.tensor([_byte(paid.get(k, 1.0)) for k in table.tolist()]).to(torch.uint8)
     return model
 
 
-def _bytes(probabilities: list[float]) -> torch.Tensor:
-    return torch.from_numpy((-STEPS * np.log(np.array(probabilities))).round().clip(0, 255).astype(np.uint8))
+def _byte(probability: float) -> int:
+    return min(ABSENT - 1, round(-STEPS * math.log(probability)))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from mstr_hf.models.configuration_mclip import MCLIPConfig
 from mstr_hf.models.modeling_mclip import MCLIPModel
 from mstr_hf.models.prototype_bank import PrototypeBank
 from mstr_hf.synthesis.characters import CharacterSynthesiser, SyntheticCharacter
@@ -106,7 +108,7 @@ def _as_it_is(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def grown(model: MCLIPModel, vocabulary: Vocabulary) -> MCLIPModel:
     """A trained mCLIP with room for the further characters of a larger vocabulary, whose embeddings are new."""
-    config = copy.deepcopy(model.config)
+    config = cast(MCLIPConfig, copy.deepcopy(model.config))
     config.vocab_size, config.num_rows = OFFSET + len(vocabulary.rows), len(vocabulary.rows)
     larger = MCLIPModel(config)
     trained = model.state_dict()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mstr_hf.charsets import load_charset, load_charsets
-from mstr_hf.models.language_model import ANY_SIGN, END, NOTHING, SIGN, character_classes
+from mstr_hf.models.language_model import ABSENT, ANY_SIGN, END, NOTHING, SIGN, character_classes, key, mix
 from mstr_hf.models.prototype_bank import PrototypeBank
 from mstr_hf.synthesis.words import WordSource
 from mstr_hf.training import language_model as training
@@ -130,6 +130,25 @@ def test_n_grams_that_say_little_are_left_out(bank, model, monkeypatch):
     smaller = training.build_language_model(bank, [source("en"), source("hi")])
     assert len(smaller.keys) < len(model.keys) and smaller.config.num_ngrams == len(smaller.keys)
     assert torch.equal(smaller.keys, smaller.keys.sort().values)
+
+
+def test_what_only_begins_n_grams_is_none(bank, model, classes):
+    """The n-gram "then" less its probability: what follows it is known, it is not."""
+    letters = [classes[1 + bank.row(character)] for character in "then"]
+    contexts = model.contexts(1)
+    state = torch.zeros(1, dtype=torch.long)
+    for value in reversed(letters):
+        state = mix(state, torch.tensor([value]))
+    for value in letters[:-1]:
+        contexts = model.append(contexts, torch.tensor([value]))
+    last = torch.tensor([[letters[-1]]])
+    before = model(contexts, last).item()
+    place = torch.searchsorted(model.keys, key(state).to(torch.int32))
+    assert model.keys[place] == key(state)
+    model.log_probs[place] = ABSENT
+    longest = mix(state, torch.tensor([END]))  # the one with the start before
+    model.log_probs[torch.searchsorted(model.keys, key(longest).to(torch.int32))] = ABSENT
+    assert model(contexts, last).item() < before - 0.05
 
 
 def test_a_batch_is_as_its_rows(model, classes):

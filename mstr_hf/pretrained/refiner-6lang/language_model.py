@@ -17,8 +17,8 @@ from .configuration_refiner import RefinerLanguageConfig
 END, NOTHING, SIGN = 0, -1, -2
 """Classes of the end of a word, of what is passed over, and of what stands between words; letters are 1 + row."""
 
-# A probability is stored in steps of 1/STEPS nats, as a byte.
-STEPS = 15.0
+# A probability is stored in steps of 1/STEPS nats, as a byte; ABSENT is that of what is only the beginning of n-grams.
+STEPS, ABSENT = 15.0, 255
 # Of subtypes: digits, punctuation and symbols stand between words.
 LETTERS = 2
 # Log-probability of a letter that no word has, and of a digit, punctuation mark or symbol wherever it stands: were they
@@ -36,6 +36,10 @@ class LanguageModel(nn.Module):
     Args:
         config: Order and size of the table.
     """
+
+    keys: torch.Tensor
+    log_probs: torch.Tensor
+    backoffs: torch.Tensor
 
     def __init__(self, config: RefinerLanguageConfig):
         super().__init__()
@@ -65,14 +69,17 @@ class LanguageModel(nn.Module):
         """
         asked = classes.clamp_min(END)  # before a sign, a word ends
         found, values = self._look_up(asked, contexts, self.log_probs)
+        found = found & (values < ABSENT)
         # The longest n-gram that is known counts.
         known = found.flip(-1).to(torch.uint8).argmax(-1)
         length = torch.where(found.any(-1), self.order - known, 0)
         value = values.gather(-1, (length - 1).clamp_min(0)[..., None])[..., 0]
-        value = torch.where(length > 0, value, UNKNOWN)
+        value = torch.where(length > 0, value / -STEPS, UNKNOWN)
         # Longer contexts that are known without this character are paid for.
         there, prices = self._look_up(contexts[:, :1], contexts[:, 1:], self.backoffs)
-        prices = (prices * there)[:, 0].flip(-1).cumsum(-1).flip(-1)  # of all contexts of so many characters and more
+        prices = (
+            (prices / -STEPS * there)[:, 0].flip(-1).cumsum(-1).flip(-1)
+        )  # of all contexts of so many characters and more
         prices = torch.cat([prices, prices.new_zeros(len(prices), 1)], 1)
         value = value + prices.gather(1, (length - 1).clamp_min(0).flatten(1))
         nothing = (classes == NOTHING) | ((asked == END) & (contexts[:, :1] == END))
@@ -89,7 +96,7 @@ class LanguageModel(nn.Module):
     def _look_up(
         self, newest: torch.Tensor, contexts: torch.Tensor, table: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of n-grams of 1, 2, ... characters that end in `newest`, `[B, M]`: whether they are known, their values."""
+        """Of n-grams of 1, 2, ... characters that end in `newest`, `[B, M]`: whether they are there, their bytes."""
         steps = [newest] + [column[:, None].expand_as(newest) for column in contexts.unbind(1)]
         keys, valid = [], []
         state = torch.zeros_like(newest)
@@ -102,7 +109,7 @@ class LanguageModel(nn.Module):
         wanted = torch.stack(keys, -1).to(torch.int32)
         places = torch.searchsorted(self.keys, wanted).clamp_max(len(self.keys) - 1)
         found = (self.keys[places] == wanted) & torch.stack(valid, -1)
-        return found, table[places].to(torch.float32) / -STEPS
+        return found, table[places].to(torch.float32)
 
 
 def mix(state: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
