@@ -137,7 +137,8 @@ def describe_retrieval(figures: dict[str, float] | None) -> str:
         return "These weights have no figures yet."
     return (
         "Of crops in held-out fonts, {top1:.1%} have the right row nearest among all rows, and {top1_in_language:.1%} "
-        "among those of their language ({top1_marks:.1%} of combining marks, {top1_others:.1%} of the others)."
+        "among those of their language; of letters {top1_letters:.1%} among all rows, of digits {top1_digits:.1%}, of "
+        "combining marks {top1_diacritics:.1%}."
     ).format_map(figures)
 
 
