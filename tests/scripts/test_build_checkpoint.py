@@ -21,6 +21,7 @@ from mstr_hf import (
     build_vocabulary,
     load_charsets,
 )
+from mstr_hf.training.mclip import Retrieval
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "build_checkpoint.py"
 FIGURE = {"value": 0.5, "low": None, "high": None}
