@@ -61,6 +61,7 @@ from mstr_hf.training.bank_rows import (
     spotter_rows,
 )
 from mstr_hf.training.language_model import build_language_model
+from mstr_hf.training.mclip import check_places
 from mstr_hf.training.trainer import Batch, Trainer, TrainingArguments
 from mstr_hf.training.words import word_batches
 from mstr_hf.vocabulary import Vocabulary
@@ -104,7 +105,7 @@ class LanguageArguments:
             "--mclip image (mean embedding of renderings) or text (its prompt, if mCLIP was tuned on the character)."
         },
     )
-    mclip: str | None = field(default=None, metadata={"help": "Folder of the mCLIP that made the checkpoint's bank."})
+    mclip: str | None = field(default=None, metadata={"help": "Folder of an mCLIP in the space of the checkpoint's bank."})
     row_words: int = field(default=3000, metadata={"help": "Rendered words that the Spotter makes rows of."})
     row_crops: int = field(default=64, metadata={"help": "Renderings a character that mCLIP makes rows of."})
     steps: int = field(default=0, metadata={"help": "Steps of tuning of Spotter and Refiner."})
@@ -237,12 +238,14 @@ class Run:
         """Digests of fonts, words, characters, weights and photographs: any of them may be others tomorrow."""
         by_language = self.fonts.by_language.items()
         faces = {lang: sorted((face.path, face.index) for face in found) for lang, found in by_language}
+        # The language model is made of all lists.
+        listed = self.vocabulary.languages if self.model.language_model is not None else [self.args.lang]
         photographs = [Path(manifest).read_text(encoding="utf-8") for manifest in self.args.manifests]
         digests = {
             name: hashlib.sha256(json.dumps(content).encode()).hexdigest()
             for name, content in (
                 ("faces", faces),
-                ("words", load_words(self.args.lang).words),
+                ("words", [load_words(lang).words for lang in listed]),
                 ("photographs", photographs),
             )
         }
@@ -294,6 +297,7 @@ def rows_stage(run: Run) -> dict[str, Any]:
         check_space(mclip, bank)
         revision = f"mCLIP {Path(args.mclip).name}"
         if args.rows == "text":
+            check_places(args.mclip, vocabulary)
             take("text", prompt_rows(mclip, vocabulary, first), [True] * len(new))
         else:
             letters = {args.lang: run.charset.letters}

@@ -35,7 +35,7 @@ def main() -> None:
     model.set_language_model(table)
     model.config.beam_width = args.beams
     assemble(model, args.output)
-    if (args.refiner / "README.md").exists():
+    if (args.refiner / "README.md").exists() and args.refiner.resolve() != args.output.resolve():
         shutil.copy(args.refiner / "README.md", args.output)
     size = sum(buffer.numel() * buffer.element_size() for buffer in table.buffers())
     words = sum(len(source.words) for source in sources)

@@ -7,7 +7,8 @@ Calibration of Modern Neural Networks, 2017): one number divides all logits. As 
 the word is right, the number is chosen that gives the least negative log-likelihood of just that, for the
 Spotter and for the Refiner. The gate is then the lowest threshold that keeps 98% of the most that the
 Refiner gains over the Spotter at any threshold, with all views that a word may get; 0, the Spotter alone, if
-it gains nothing. What several views agree on gets a temperature of its own.
+it gains nothing. What several views agree on gets a temperature of its own. A language model was made of the
+same word lists: what it gains on these words, it gains on others only if they are in its lists too.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from mstr_hf.models.configuration_refiner import RefinerConfig
 from mstr_hf.models.configuration_spotter import SpotterConfig
 from mstr_hf.models.modeling_refiner import RefinerModel
 from mstr_hf.models.text import normalise
-from mstr_hf.models.views import LEAD, VIEWS
+from mstr_hf.models.views import VIEWS
 from mstr_hf.synthesis.fonts import discover_fonts
 from mstr_hf.synthesis.synthetic_words import SyntheticWord, WordSynthesiser
 from mstr_hf.synthesis.words import load_words
@@ -115,8 +116,8 @@ def main() -> None:
     for gate in gates:
         print(f"| {gate.threshold} | {gate.refined:.1%} | {gate.wrr:.1%} |")
     print(f"gate_threshold {config.gate_threshold}")
-    # One view decides the others, whose scores are the Refiner's.
-    several = (spotted.scores < config.gate_threshold) & (refined.scores <= LEAD)
+    # One view decides the others, whose scores are what that view gives them.
+    several = (spotted.scores < config.gate_threshold) & (voted.scores != refined.scores)
     if args.views > 1 and several.any():
         outcomes = [(temperature, voted.of(several).at(temperature)) for temperature in TEMPERATURES]
         config.vote_temperature, best = min(outcomes, key=lambda outcome: outcome[1].loss)

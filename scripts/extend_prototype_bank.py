@@ -32,7 +32,7 @@ def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bank", required=True, help="folder or Hub repository with the bank")
-    parser.add_argument("--mclip", required=True, help="folder of the mCLIP that made the bank")
+    parser.add_argument("--mclip", required=True, help="folder of an mCLIP in the bank's space (train_mclip.py --bank)")
     parser.add_argument("--data", nargs="+", required=True, help="manifests or Arrow folders whose characters to add")
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument("--fonts", nargs="*", default=[], help="folders with fonts beside the system's")

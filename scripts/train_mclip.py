@@ -17,12 +17,11 @@ from mstr_hf.charsets import load_charsets
 from mstr_hf.models.configuration_mclip import MCLIPConfig
 from mstr_hf.models.modeling_mclip import MCLIPModel
 from mstr_hf.models.prototype_bank import PrototypeBank, rows_digest
-from mstr_hf.models.tokenization_mstr import MSTRTokenizer
 from mstr_hf.synthesis.characters import CharacterSynthesiser
 from mstr_hf.synthesis.fonts import discover_fonts
 from mstr_hf.training.arguments import TrainingArguments, mapping, parse_arguments
 from mstr_hf.training.finish import finish
-from mstr_hf.training.mclip import character_batches, grown, retrieval_figures, retrieval_samples
+from mstr_hf.training.mclip import character_batches, check_places, grown, retrieval_figures, retrieval_samples
 from mstr_hf.training.trainer import Batch, Trainer
 from mstr_hf.vocabulary import OFFSET, Vocabulary, build_vocabulary
 
@@ -42,8 +41,9 @@ class MCLIPArguments:
     )
     arcface_weight: float = field(default=0.0, metadata={"help": "Weight of the ArcFace loss."})
     subtype_weight: float = field(default=0.0, metadata={"help": "Weight of the subtype loss."})
-    text_rate: float = field(
-        default=0.05, metadata={"help": "Learning rate of the text tower, relative to the rest; with a bank it is 1."}
+    text_rate: float | None = field(
+        default=None,
+        metadata={"help": "Learning rate of the text tower, relative to the rest; 0.05 if left out, 1 with a bank."},
     )
     eval_samples: int = field(default=3000, metadata={"help": "Held-out crops of an evaluation."})
 
@@ -60,6 +60,9 @@ def main() -> None:
     train = CharacterSynthesiser(fonts, vocabulary.rows, letters)
     heldout = CharacterSynthesiser(fonts, vocabulary.rows, letters, split="heldout", severity=0.3)
     bank = None if data.bank is None else known_bank(data.bank, vocabulary)
+    # Random text rows are far apart already. At the full rate they first run together, since to the untrained image
+    # tower all characters look alike, and most of the training goes into spreading them again. A bank's rows stay.
+    text_rate = data.text_rate if data.text_rate is not None else (0.05 if bank is None else 1.0)
     model = start_model(data, vocabulary, bank)
 
     def batches(first: int, process: int, processes: int) -> Iterator[Batch]:
@@ -83,9 +86,7 @@ def main() -> None:
         batches,
         lambda model: retrieval_figures(model, vocabulary, crops),
         metric="top1",
-        # Random text rows are far apart already. At the full rate they first run together, since to the untrained image
-        # tower all characters look alike, and most of the training goes into spreading them again. A bank's rows stay.
-        rates={"text_tower.": data.text_rate if bank is None else 1.0},
+        rates={"text_tower.": text_rate},
         samples=lambda model: retrieval_samples(model, vocabulary, crops),
     )
     drawable = {index for index, _ in train.drawable}
@@ -137,13 +138,7 @@ def start_model(data: MCLIPArguments, vocabulary: Vocabulary, bank: PrototypeBan
             "architecture and weights of losses: an mCLIP that is trained has them; leave them or init_from out"
         )
     model = MCLIPModel.from_pretrained(data.init_from)
-    ids = vocabulary.tokenizer().get_vocab()
-    for token, index in MSTRTokenizer.from_pretrained(data.init_from).get_vocab().items():
-        if not token.startswith("<reserved_") and ids.get(token) != index:
-            raise ValueError(
-                f"--init_from {data.init_from} has {token!r} at another place than --languages "
-                f"{','.join(vocabulary.languages)}: begin with its languages, in its order"
-            )
+    check_places(data.init_from, vocabulary)
     if bank is not None and model.config.projection_dim != bank.prototypes.shape[1]:
         raise ValueError(f"--init_from {data.init_from} has another number of dimensions than the bank")
     return grown(model, vocabulary)

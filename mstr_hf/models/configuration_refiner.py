@@ -49,6 +49,8 @@ class RefinerLanguageConfig(MSTRConfig):
     Args:
         order: Characters of its longest n-grams.
         num_ngrams: N-grams in its table.
+        num_rows: Bank rows that it was made for; it has no opinion on later ones.
+        rows_digest: SHA-256 of their characters and subtypes.
     """
 
     model_type = "mstr_refiner_language"
@@ -56,11 +58,14 @@ class RefinerLanguageConfig(MSTRConfig):
 
     order: int = 6
     num_ngrams: int = 1
+    num_rows: int = 0
+    rows_digest: str = ""
 
     def validate_architecture(self) -> None:
         """Refuses sizes that are out of range."""
         self._check_numbers(2, "order")
         self._check_numbers(1, "num_ngrams")
+        self._check_numbers(0, "num_rows")
 
 
 @strict
@@ -79,8 +84,8 @@ class RefinerConfig(MSTRConfig):
         vote_temperature: The score is what the views agree on, to the power of its inverse; fitted on held-out data.
         beam_width: Readings of a view that are followed at a time; 1 takes the likeliest character at each step.
         language_weight: Weight of the language model's log-probabilities beside the Refiner's.
-        language_bonus: Added to the language model's log-probability of each character, so that it does not favour
-            short words.
+        language_bonus: Added to the language model's log-probability of each letter and mark, so that it does not
+            favour short words.
         pad_token_id: Id of padding.
         bos_token_id: Id of the start of a word.
         eos_token_id: Id of the end of a word.

@@ -22,16 +22,18 @@ from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithCrossAttentions
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
 
 from .beam_search import Decoder, Hypotheses, beam_search
 from .configuration_refiner import RefinerConfig
-from .language_model import LanguageModel, character_classes
+from .language_model import NOTHING, LanguageModel, character_classes
 from .layers import DecoderLayer, WholeCheckpointMixin, additive_mask, cosines, init_layer_weights
 from .modeling_spotter import IGNORED, TOKEN_OFFSET, SpotterModel, SpotterOutput
 from .prototype_bank import PrototypeBank
 from .text import display
 from .views import VIEWS, decided
+
+logger = logging.get_logger(__name__)
 
 PAD, BOS, EOS = 0, 1, 2
 SPECIAL_ROWS = 3
@@ -288,18 +290,28 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
         return self.encoder.spotter
 
     def set_bank(self, bank: PrototypeBank, base: bool = False) -> None:
-        """Puts a bank into the model (see `SpotterModel.set_bank`)."""
+        """Puts a bank into the model (see `SpotterModel.set_bank`).
+
+        The language model has no opinion on rows that it was not made for (`scripts/build_language_model.py` makes it
+        anew), and goes where the first rows are others.
+        """
         self.spotter.set_bank(bank, base)
         self._follow_bank()
+        if self.language_model is not None:
+            known = self.config.language_config
+            if bank.digest_of_characters(known.num_rows) != known.rows_digest:
+                logger.warning("the language model is of another bank's characters, and is left out from now on")
+                self.set_language_model(None)
 
     def get_bank(self) -> PrototypeBank:
         """The bank in the model (see `SpotterModel.get_bank`)."""
         return self.spotter.get_bank()
 
-    def set_language_model(self, model: LanguageModel) -> None:
-        """Puts a language model over the bank's rows into the Refiner."""
-        self.config.language_config = model.config
-        self.language_model = model
+    def set_language_model(self, model: LanguageModel | None) -> None:
+        """Puts a language model over the bank's rows into the Refiner; None takes it out."""
+        self.config.language_config = None if model is None else model.config
+        self.language_model = None if model is None else model.to(self.device)
+        self._described = None
 
     def _follow_bank(self) -> None:
         self.config.text_config.vocab_size = TOKEN_OFFSET + self.config.spotter_config.num_prototypes
@@ -545,7 +557,7 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
         unsure = (scores < threshold).nonzero()[:, 0].tolist()
         chosen = list(range(len(readings))) if num_alternatives else unsure
         ballots: dict[int, list[list[_Hypothesis]]] = {index: [] for index in chosen}
-        views = VIEWS[: self.config.num_views if num_views is None else num_views]
+        views = VIEWS[: max(1, self.config.num_views if num_views is None else num_views)]
         for view in views:
             # Words above the threshold are read once; most others are decided after a view or two, and leave the rest.
             left = [
@@ -607,7 +619,7 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
             margin=math.inf if num_alternatives else MARGIN,
             device=spotted.top_k_ids.device,
         )
-        scores, priors = found.log_probs.sum(-1).exp().tolist(), found.prior.tolist()
+        scores, priors = found.log_probs.sum(-1).exp().tolist(), (found.prior / config.score_temperature).tolist()
         counts, alive = (found.ids > 0).sum(-1).tolist(), found.alive.tolist()
         words = [
             [
@@ -623,16 +635,16 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
 
     def _prior(self, bank: PrototypeBank) -> _Prior | None:
         """What says which characters may follow each other, if there is a language model."""
-        if self.language_model is None:
+        if self.language_model is None or not self.config.language_weight:
             return None
         # A large bank takes long to describe.
         if self._described is None or self._described[0] is not bank:
             classes = character_classes(bank.characters, bank.subtypes, bank.joiners)
+            known = 1 + self.config.language_config.num_rows
+            classes[known:] = [NOTHING] * (len(classes) - known)
             self._described = bank, torch.tensor(classes, device=self.language_model.keys.device)
         config = self.config
-        # The temperature makes scores of what is read, and is not to change what is.
-        weight = config.language_weight / config.score_temperature
-        return _Prior(self.language_model, self._described[1], weight, config.language_bonus)
+        return _Prior(self.language_model, self._described[1], config.language_weight, config.language_bonus)
 
     def _decoder(self, spotted: SpotterOutput) -> Decoder:
         """What decodes the words that were spotted."""

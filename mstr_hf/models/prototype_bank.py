@@ -74,12 +74,16 @@ class PrototypeBank:
     @property
     def charset_digest(self) -> str:
         """Digest of characters and subtypes; equals the vocabulary's."""
-        return rows_digest(zip(self.characters, self.subtypes, strict=True))
+        return self.digest_of_characters(len(self))
+
+    def digest_of_characters(self, num_rows: int) -> str:
+        """Digest of the characters and subtypes of the first rows."""
+        return rows_digest(zip(self.characters[:num_rows], self.subtypes[:num_rows], strict=True))
 
     def digest(self, num_rows: int | None = None) -> str:
         """SHA-256 over the first rows: characters, subtypes and float32 prototypes."""
         count = len(self) if num_rows is None else num_rows
-        names = rows_digest(zip(self.characters[:count], self.subtypes[:count], strict=True))
+        names = self.digest_of_characters(count)
         values = self.prototypes[:count].detach().cpu().float().contiguous().numpy().tobytes()
         return hashlib.sha256(names.encode() + values).hexdigest()
 

@@ -2,7 +2,7 @@
 
 There are three ways to a row. The Spotter's own eyes need nothing else: a row is fitted, by ridge regression, to what
 the Spotter sees where the character stands in rendered words, and against what it sees elsewhere in them. The image
-tower of the mCLIP that made the bank gives the mean of what it sees in renderings of the character. Its text tower has
+tower of an mCLIP in the bank's space gives the mean of what it sees in renderings of the character. Its text tower has
 the row of the character's prompt, if it was tuned on the character.
 """
 
@@ -179,11 +179,12 @@ def check_space(mclip: MCLIPModel, bank: PrototypeBank) -> None:
     if mclip.config.projection_dim != size or known < len(bank):
         raise ValueError(
             f"this mCLIP has {known} characters and {mclip.config.projection_dim} dimensions, the bank {len(bank)} and "
-            f"{size}: name the mCLIP that made the bank"
+            f"{size}: name one that made the bank, or learned its space (scripts/train_mclip.py --bank)"
         )
     cosine = F.cosine_similarity(text_rows(mclip, vocabulary).cpu(), bank.prototypes, dim=-1).mean().item()
     if cosine < SAME_SPACE:
         raise ValueError(
-            f"this mCLIP did not make the bank (mean cosine of their rows {cosine:.2f}, wanted at least {SAME_SPACE}): "
-            "name the one that did, or leave --mclip out"
+            f"this mCLIP has another space than the bank (mean cosine of their rows {cosine:.2f}, wanted at least "
+            f"{SAME_SPACE}): name the one that made it, let one learn it (scripts/train_mclip.py --bank), or leave "
+            "--mclip out"
         )

@@ -51,7 +51,9 @@ def build_language_model(bank: PrototypeBank, sources: Sequence[WordSource]) -> 
                     word = []
     # Smoothing needs counts, not shares: on average as many as the rarest word of a list makes 1.
     scale = float(np.mean(totals))
-    return _tables(words, np.array(weights) * scale, max(classes.values()) + 1)
+    table = _tables(words, np.array(weights) * scale, max(classes.values()) + 1)
+    table.config.num_rows, table.config.rows_digest = len(bank), bank.charset_digest
+    return table
 
 
 def _tables(words: Sequence[Sequence[int]], weights: np.ndarray, size: int) -> LanguageModel:

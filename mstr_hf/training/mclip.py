@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from mstr_hf.models.configuration_mclip import MCLIPConfig
 from mstr_hf.models.modeling_mclip import MCLIPModel
 from mstr_hf.models.prototype_bank import PrototypeBank
+from mstr_hf.models.tokenization_mstr import MSTRTokenizer
 from mstr_hf.synthesis.characters import CharacterSynthesiser, SyntheticCharacter
 from mstr_hf.synthesis.stream import SyntheticStream
 from mstr_hf.vocabulary import OFFSET, Vocabulary
@@ -116,6 +117,21 @@ def grown(model: MCLIPModel, vocabulary: Vocabulary) -> MCLIPModel:
         old = trained[name]
         (values[: len(old)] if old.ndim else values).copy_(old)
     return larger
+
+
+def check_places(mclip: str, vocabulary: Vocabulary) -> None:
+    """Refuses an mCLIP, by its folder, whose languages and characters have other ids than in a vocabulary.
+
+    Raises:
+        ValueError: If some have.
+    """
+    ids = vocabulary.tokenizer().get_vocab()
+    for token, index in MSTRTokenizer.from_pretrained(mclip).get_vocab().items():
+        if not token.startswith("<reserved_") and ids.get(token) != index:
+            raise ValueError(
+                f"the mCLIP {mclip} has {token!r} at another place than languages {','.join(vocabulary.languages)}: "
+                "begin with its languages, in its order"
+            )
 
 
 def text_rows(model: MCLIPModel, vocabulary: Vocabulary) -> torch.Tensor:

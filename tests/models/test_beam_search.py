@@ -47,21 +47,22 @@ class Prior(Table):
         return torch.stack([self.row(past) for past in self.pasts]).gather(1, candidates)
 
 
-def readings(word: int, prior: Prior | None, allowed: set[int]) -> dict[tuple[int, ...], tuple[float, float]]:
-    """The log-probability of each reading and what the prior adds to it."""
+def readings(word: int, prior: Prior | None, allowed: set[int]) -> dict[tuple[int, ...], tuple[float, float, float]]:
+    """Of each reading the log-probability, that at a temperature of 1.3, and what the prior adds."""
     decoder = Decoder(1, 1)
     found = {}
     for length in range(LIMIT):
         for ids in itertools.product(range(1, SIZE), repeat=length):
-            shown = said = 0.0
+            shown = scored = said = 0.0
             for place, index in enumerate((*ids, 0)):
                 past = (word, *ids[:place])
                 logits = torch.full((SIZE,), -torch.inf)
                 logits[sorted(allowed)] = decoder.row(past)[sorted(allowed)]
-                shown += (logits / 0.7).log_softmax(0)[index].item()
+                shown += logits.log_softmax(0)[index].item()
+                scored += (logits / 1.3).log_softmax(0)[index].item()
                 said += 0.0 if prior is None else prior.row(past)[index].item()
             if set(ids) <= allowed:
-                found[ids] = shown, said
+                found[ids] = shown, scored, said
     return found
 
 
@@ -71,17 +72,17 @@ def test_wide_beams_find_the_best_readings(with_prior, masked):
     words, beams = 3, 40  # as many as there are readings
     prior = Prior(words, beams, scale=1.0) if with_prior else None
     mask = torch.tensor([[True, False, True]] * words) if masked else None
-    found = beam_search(Decoder(words, beams), prior, words, beams, LIMIT, temperature=0.7, row_mask=mask, num_top=2)
+    found = beam_search(Decoder(words, beams), prior, words, beams, LIMIT, temperature=1.3, row_mask=mask, num_top=2)
     for word in range(words):
         every = readings(word, prior, {0, 1, 3} if masked else set(range(SIZE)))
-        best = sorted(every, key=lambda ids: -sum(every[ids]))
+        best = sorted(every, key=lambda ids: -every[ids][0] - every[ids][2])
         alive = int(found.alive[word].sum())
         assert alive == len(best)
         for beam, ids in enumerate(best[:alive]):
             length = len(ids)
             assert tuple(found.ids[word, beam].tolist()) == (*ids, *[0] * (LIMIT - length))
-            assert found.log_probs[word, beam].sum().item() == pytest.approx(every[ids][0], abs=1e-4)
-            assert found.prior[word, beam].item() == pytest.approx(every[ids][1], abs=1e-4)
+            assert found.log_probs[word, beam].sum().item() == pytest.approx(every[ids][1], abs=1e-4)
+            assert found.prior[word, beam].item() == pytest.approx(every[ids][2], abs=1e-4)
             assert torch.equal(found.log_probs[word, beam, length + 1 :], torch.zeros(LIMIT - length - 1))
 
 

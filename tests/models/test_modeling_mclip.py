@@ -239,3 +239,19 @@ def test_heads_that_do_not_divide_the_width_are_refused():
 
 if __name__ == "__main__":
     train_step(Path(sys.argv[1]))
+
+
+def test_known_prototypes_stand_in_for_the_text_side():
+    model = make_model().eval()
+    batch = make_batch([0, 1, 2, 3])
+    output = model(**batch)
+    prototypes = F.normalize(torch.randn(4, output.text_embeds.shape[1]), dim=-1)
+    prototypes[3] = 0  # a new character
+    learned = model(**batch, prototypes=prototypes)
+    targets = torch.cat([prototypes[:3], output.text_embeds[3:]])
+    scale = model.logit_scale.exp()
+    expected = contrastive_loss(scale * output.image_embeds @ targets.t(), batch["rows"])
+    assert learned.contrastive_loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    cosines = (output.text_embeds[:3] * prototypes[:3]).sum(1)
+    assert learned.bank_loss.item() == pytest.approx(1 - cosines.mean().item(), rel=1e-4)
+    assert model(**batch, prototypes=torch.zeros_like(prototypes)).bank_loss.item() == 0

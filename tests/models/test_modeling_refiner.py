@@ -1,3 +1,5 @@
+import copy
+import dataclasses
 import itertools
 import math
 import unicodedata
@@ -5,10 +7,12 @@ import unicodedata
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import AutoModel, EncoderDecoderCache, StaticCache
+from transformers import AutoModel, DynamicCache, EncoderDecoderCache, StaticCache
 
 import mstr_hf  # noqa: F401 (registers the Auto classes)
-from mstr_hf.models.configuration_refiner import RefinerConfig
+from mstr_hf.models.configuration_refiner import RefinerConfig, RefinerLanguageConfig
+from mstr_hf.models.language_model import NOTHING, LanguageModel
+from mstr_hf.models.layers import additive_mask
 from mstr_hf.models.modeling_refiner import BOS, EOS, RefinerModel
 from mstr_hf.models.modeling_spotter import IGNORED, TOKEN_OFFSET, SpotterModel
 from mstr_hf.models.prototype_bank import BankError, PrototypeBank
@@ -505,3 +509,52 @@ def test_bank_of_fewer_rows_than_hypotheses_is_read_and_trained(make_spotter, im
         check_reading(reading, bank, 2)
     labels = torch.full((len(images["pixel_values"]), 1), TOKEN_OFFSET)
     assert model.train()(**images, labels=labels).loss.isfinite()
+
+
+# -------------------- the language model
+
+
+def table(bank: PrototypeBank, size: int = 500) -> LanguageModel:
+    """A table of nothing: every letter is unknown."""
+    config = RefinerLanguageConfig(num_ngrams=size, num_rows=len(bank), rows_digest=bank.charset_digest)
+    model = LanguageModel(config)
+    model.keys = torch.arange(size, dtype=torch.int32)
+    return model
+
+
+def test_readings_do_without_a_language_model_of_no_weight(trained, bank, images):
+    before = trained.recognise(**images, gate_threshold=2.0)
+    model = copy.deepcopy(trained)
+    model.set_language_model(table(bank))
+    model.config.language_weight = 0.0
+    assert model.recognise(**images, gate_threshold=2.0) == before
+    model.config.language_weight, model.config.language_bonus = 50.0, 0.0
+    # A letter costs 400 nats, a sign 100: no letter is worth it.
+    texts = [reading["text"] for reading in model.recognise(**images, gate_threshold=2.0)]
+    assert not any(map(str.isalpha, "".join(texts))) and any(any(map(str.isalpha, one["text"])) for one in before)
+    model.set_language_model(None)
+    assert model.config.language_config is None and model.recognise(**images, gate_threshold=2.0) == before
+
+
+def test_a_language_model_stays_with_the_rows_that_it_was_made_for(trained, bank, images):
+    model = copy.deepcopy(trained)
+    model.set_language_model(table(bank))
+    row = torch.nn.functional.normalize(torch.randn(1, bank.prototypes.shape[1]), dim=-1)
+    longer = bank.extend(row, ["\u0416"], [0], ["Cyrl"], [["en"]])
+    model.set_bank(longer)
+    classes = model._prior(model.get_bank()).classes
+    assert model.language_model is not None and classes[-1] == NOTHING and len(classes) == 2 + len(bank)
+    assert classes[1 + bank.row("a")] == 1 + bank.row("a")
+    other = dataclasses.replace(bank, characters=list(reversed(bank.characters)))
+    model.set_bank(other, base=True)
+    assert model.language_model is None and model.config.language_config is None
+
+
+def test_beams_of_a_word_share_its_memory(refiner):
+    layer = refiner.layers[0].cross_attn
+    states, memory = torch.randn(6, 1, layer.q_proj.in_features), torch.randn(2, 5, layer.q_proj.in_features)
+    mask = additive_mask(torch.tensor([[True] * 5, [True, True, True, False, False]]), torch.float32)
+    for cache in (DynamicCache(), None):
+        shared = layer(states, memory, mask, cache)[0]
+        apart = layer(states, memory.repeat_interleave(3, 0), mask.repeat_interleave(3, 0), cache)[0]
+        assert torch.allclose(shared, apart, atol=1e-5)

@@ -155,7 +155,7 @@ def test_refuses_an_mclip_of_another_space():
     mclip = make_mclip(len(vocabulary.rows) + 5)
     with torch.no_grad():
         check_space(mclip, make_bank(vocabulary, text_rows(mclip, vocabulary)))
-    with pytest.raises(ValueError, match=r"did not make the bank \(mean cosine"):
+    with pytest.raises(ValueError, match=r"has another space than the bank \(mean cosine"):
         check_space(mclip, random_bank("en", "hi"))
-    with pytest.raises(ValueError, match="name the mCLIP that made the bank"):
+    with pytest.raises(ValueError, match="name one that made the bank"):
         check_space(make_mclip(50), random_bank("en", "hi"))

@@ -48,7 +48,7 @@ class Hypotheses:
         prior: What the prior adds to the log-probability of a reading, `[W, K]`.
         top_ids: The likeliest ids at each step, `[W, K, L, T]`.
         top_log_probs: Their log-probabilities, `[W, K, L, T]`.
-        alive: False where there are fewer readings than K, bool `[W, K]`.
+        alive: False where there are fewer readings than K, or one was given up, bool `[W, K]`.
     """
 
     ids: torch.Tensor
@@ -81,7 +81,7 @@ def beam_search(
         words: W, the longest readings expected first, as words leave the batch from its end.
         beams: K.
         limit: Longest reading with its end, L.
-        temperature: Divides the logits.
+        temperature: Divides the logits of the log-probabilities that are returned.
         row_mask: Bank rows that may be read, bool `[W, N]`.
         num_top: Likeliest ids to note at each step.
         margin: Beams that are less likely than the best one of their word by so many nats are given up.
@@ -101,10 +101,12 @@ def beam_search(
     left = words
     last = torch.zeros(words * beams, dtype=torch.long, device=device)
     for step in range(limit):
-        logits = decoder.step(last)
+        logits = decoder.step(last).float()
         if allowed is not None:
-            logits = logits.masked_fill(~allowed[: len(logits)], torch.finfo(logits.dtype).min)
-        own = (logits.float() / temperature).log_softmax(-1)
+            logits = logits.masked_fill(~allowed[: len(logits)], -torch.inf)
+        own = (logits / temperature).log_softmax(-1)
+        # The temperature makes scores of what is found, and has no part in finding it.
+        shown = logits.log_softmax(-1)
         if step == limit - 1:  # only the end is left
             candidates = torch.zeros_like(last)[:, None]
         else:
@@ -113,7 +115,7 @@ def beam_search(
         if prior is not None:
             prior.step(last)
             said = prior.score(candidates)
-        gain = own.gather(1, candidates) + said
+        gain = shown.gather(1, candidates) + said
         # A reading that has ended stays as it is.
         over = ended[:left].flatten()
         gain = gain.masked_fill(over[:, None], -torch.inf)
@@ -146,4 +148,4 @@ def beam_search(
                     part.select(source[: kept * beams])
         left = kept
         last = chosen[: left * beams]
-    return Hypotheses(ids, log_probs, priors, top_ids, top_log_probs, totals > -torch.inf)
+    return Hypotheses(ids, log_probs, priors, top_ids, top_log_probs, totals != -torch.inf)

@@ -30,8 +30,8 @@ PRIME = 0x9E3779B97F4A7C15 - (1 << 64)
 class LanguageModel(nn.Module):
     """Log-probabilities of characters after others.
 
-    A word ends where digits, punctuation or symbols stand, on which the model has no opinion: one is as likely as
-    another. Joiners are passed over.
+    A word ends where digits, punctuation or symbols stand, each of which is as likely as any other, wherever it stands.
+    Joiners are passed over, and so are rows that the table was not made for.
 
     Args:
         config: Order and size of the table.
