@@ -14,7 +14,7 @@ from mstr_hf import PrototypeBank, cli
 from mstr_hf.data.manifest import read_manifest
 from mstr_hf.export import export_onnx
 from mstr_hf.hub.cache import CHECKPOINT
-from mstr_hf.onnx_runtime import GRAPHS, ExportError, OnnxRefiner
+from mstr_hf.onnx_runtime import GRAPHS, LANGUAGE_MODEL, ExportError, OnnxRefiner
 
 RECORDS = read_manifest(CHECKPOINT.parent / "samples" / "labels.jsonl")
 PATHS = [record.path for record in RECORDS]
@@ -141,6 +141,8 @@ def _raise_opset(path: Path) -> None:
         (lambda folder: _edit_notes(folder / "memory.onnx", mstr_hf_format="0"), "memory.onnx: not made by this vers"),
         (lambda folder: _edit_notes(folder / "memory.onnx", weights="0"), "its graphs come from different models"),
         (lambda folder: (folder / "prototype_bank.safetensors").unlink(), "prototype_bank.safetensors"),
+        (lambda folder: (folder / LANGUAGE_MODEL).unlink(), f"no {LANGUAGE_MODEL}, so this is no ONNX export, or not"),
+        (lambda folder: (folder / LANGUAGE_MODEL).write_bytes(b"cut"), "not the table of this model, or cut off"),
         (lambda folder: (folder / "config.json").unlink(), ""),
         (lambda folder: (folder / "tokenizer.json").write_text("{"), ""),
     ],

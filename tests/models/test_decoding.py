@@ -13,7 +13,11 @@ from mstr_hf.models.modeling_spotter import IGNORED, TOKEN_OFFSET
 
 @pytest.fixture(scope="module")
 def bundled():
-    return AutoModel.from_pretrained(CHECKPOINT).eval()
+    """The Refiner alone, greedy."""
+    model = AutoModel.from_pretrained(CHECKPOINT).eval()
+    model.set_language_model(None)
+    model.config.beam_width = 1
+    return model
 
 
 @pytest.fixture(scope="module")
