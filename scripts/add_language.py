@@ -105,7 +105,7 @@ class LanguageArguments:
             "--mclip image (mean embedding of renderings) or text (its prompt, if mCLIP was tuned on the character)."
         },
     )
-    mclip: str | None = field(default=None, metadata={"help": "Folder of an mCLIP in the space of the checkpoint's bank."})
+    mclip: str | None = field(default=None, metadata={"help": "Folder of an mCLIP in the bank's space."})
     row_words: int = field(default=3000, metadata={"help": "Rendered words that the Spotter makes rows of."})
     row_crops: int = field(default=64, metadata={"help": "Renderings a character that mCLIP makes rows of."})
     steps: int = field(default=0, metadata={"help": "Steps of tuning of Spotter and Refiner."})
