@@ -268,7 +268,7 @@ def _read_batch(
         return entries
     inputs = processor(images=list(images.values()), return_tensors="pt").to(model.device)
     readings = model.recognise(**inputs)
-    # Looking for alternatives refines every word, with beams: another way to read, which does not give the reading.
+    # Looking for alternatives refines every word, with more beams, and may read otherwise: it does not count.
     others = model.recognise(**inputs, num_alternatives=num_alternatives) if num_alternatives else readings
     for key, reading, other in zip(images, readings, others, strict=True):
         candidates = [other, *other["alternatives"]] if num_alternatives else []
