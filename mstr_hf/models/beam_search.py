@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 # Characters that may follow a beam, the likeliest ones by the image.
-CANDIDATES = 16
+CANDIDATES = 8
 
 
 class Decoder(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import random
 import unicodedata
 from collections.abc import Iterator, Set
@@ -181,7 +182,7 @@ class WordSynthesiser:
         slope = 2.5 if rng.random() < 0.15 else 1.0  # most signs are photographed nearly upright
         matrix = random_homography(noise, canvas.shape[0], canvas.shape[1], slope * (0.4 + severity))
         if rng.random() < 0.4:  # squeezed and stretched lettering, and signs seen from the side
-            matrix = np.diag([rng.uniform(0.45, 1.3), 1, 1]) @ matrix
+            matrix = np.diag([math.exp(rng.uniform(math.log(0.45), math.log(1.9))), 1, 1]) @ matrix
         stretched = max(8, int(canvas.shape[1] * max(1.0, matrix[0, 0] / matrix[2, 2])) + 8)
         canvas = cv2.warpPerspective(canvas, matrix, (stretched, canvas.shape[0]), flags=cv2.INTER_LINEAR)
         rows, cols = np.flatnonzero(canvas.max(1) > 40), np.flatnonzero(canvas.max(0) > 40)
@@ -194,12 +195,15 @@ class WordSynthesiser:
         if tall < 0.6 * size and rng.random() < 0.7:  # low letters and lone marks keep their line
             margins[0] += int(rng.uniform(0, 0.6) * (size - tall))
             margins[1] += int(rng.uniform(0, 0.4) * (size - tall))
+        if rng.random() < 0.15:  # many boxes cut the first or the last character, which is labelled all the same
+            margins[rng.choice((2, 3, 3))] = -int(0.1 * min(tall, right - left) * rng.random())
         top, bottom = top - margins[0], bottom + margins[1]
         left, right = left - margins[2], right + margins[3]
         side = rng.choices(SIDES, SIDE_WEIGHTS)[0]
         shown = int(tall * rng.uniform(0.03, 0.16))
-        # Other lines come as near as they like; words beside keep a space, which the crop then shows.
-        space = shown + int(tall * rng.uniform(0.0, 0.25))
+        # Other lines come as near as they like; words beside keep a space, which the crop then shows, and by which a
+        # piece of them is told from a sign at the end of the word.
+        space = shown + int(tall * rng.uniform(0.1, 0.3))
         left, right = left - space * (side == "left"), right + space * (side == "right")
         crop = _window(canvas, top, bottom, left, right)
         if columns is not None:
