@@ -72,7 +72,8 @@ def mstr(
         from mstr_hf.reading import read_images
 
         name = arguments.model or str(CHECKPOINT)
-        model = AutoModel.from_pretrained(name, dtype=getattr(torch, dtype)).eval().to(arguments.device)
+        model = AutoModel.from_pretrained(name, dtype=getattr(torch, dtype)).eval()
+        model.to(arguments.device, memory_format=torch.channels_last)  # as `mstr read` has it
         processor = AutoProcessor.from_pretrained(name)
         if compiled:
             spotter = model.spotter

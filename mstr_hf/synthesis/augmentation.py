@@ -111,9 +111,10 @@ def bend(rng: np.random.Generator, mask: np.ndarray, amplitude: float) -> np.nda
 
 
 def repaint(rng: np.random.Generator, mask: np.ndarray, size: float) -> np.ndarray:
-    """Redraws the strokes as a painter or a router would: corners rounded, weight changed.
+    """Redraws the strokes as a painter or a router would: corners rounded, weight changed, and often contrast.
 
-    Stands in for the many sign faces that no font package has; the scripts with few fonts need it most.
+    Stands in for the many sign faces that no font package has; the scripts with few fonts need it most. A brush
+    that is broad one way makes the upright strokes heavier than the level ones, or the other way round.
 
     Args:
         rng: Source of randomness.
@@ -125,8 +126,32 @@ def repaint(rng: np.random.Generator, mask: np.ndarray, size: float) -> np.ndarr
     """
     soft = cv2.GaussianBlur(mask, (0, 0), size * rng.uniform(0.015, 0.05)).astype(np.float32)
     painted = np.clip((soft - 255 * rng.uniform(0.25, 0.6)) * 4 + 128, 0, 255).astype(np.uint8)
+    box = painted[painted.max(1) > 128][:, painted.max(0) > 128]
+    if rng.random() < 0.5 and box.size and (box > 128).mean() < 0.4:  # of bold letters only blots would be left
+        brush = np.ones((1, 1 + round(size * rng.uniform(0.02, 0.1))), np.uint8)
+        painted = cv2.dilate(painted, brush if rng.random() < 0.6 else brush.T)
     ratio = painted.sum() / max(1, mask.sum())
-    return painted if 0.7 < ratio < 1.5 else mask
+    return painted if 0.75 < ratio < 1.5 else mask
+
+
+def reproportion(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
+    """Makes some heights of the line larger at the cost of others: faces differ in how high their zones are.
+
+    Args:
+        rng: Source of randomness.
+        mask: Coverage, uint8 `[H, W]`; its inked rows stay those they are.
+    """
+    rows = np.flatnonzero(mask.max(1))
+    if len(rows) < 4:
+        return mask
+    top, bottom = float(rows[0]), float(rows[-1] + 1)
+    # Where the bounds of the zones go, and where they were.
+    bounds = np.concatenate([[0.0], np.cumsum(np.exp(rng.normal(0, 0.3, 4)))])
+    moved = top + (bottom - top) * bounds / bounds[-1]
+    places = np.interp(np.arange(len(mask)), [0, *moved, len(mask)], [0, *np.linspace(top, bottom, 5), len(mask)])
+    map_y = np.repeat(places.astype(np.float32)[:, None], mask.shape[1], 1)
+    map_x = np.broadcast_to(np.arange(mask.shape[1], dtype=np.float32), map_y.shape)
+    return cv2.remap(mask, np.ascontiguousarray(map_x), map_y, cv2.INTER_LINEAR)
 
 
 def ripple(rng: np.random.Generator, mask: np.ndarray, size: float) -> np.ndarray:

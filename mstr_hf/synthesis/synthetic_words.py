@@ -15,7 +15,7 @@ import numpy as np
 
 from mstr_hf.models.text import visual_order
 
-from .augmentation import bend, compose, degrade, legible, random_homography, repaint, ripple
+from .augmentation import bend, compose, degrade, legible, random_homography, repaint, reproportion, ripple
 from .fonts import Face, FontIndex, covers, hb_font
 from .rendering import FontStyle, Ink, random_style, render_line
 from .words import WordSource
@@ -175,6 +175,8 @@ class WordSynthesiser:
         few = len(self.families[lang]) < FEW_FAMILIES
         if rng.random() < (0.4 if few else 0.25):
             canvas = repaint(noise, canvas, size)
+        if rng.random() < (0.3 if few else 0.15):
+            canvas = reproportion(noise, canvas)
         if rng.random() < (0.3 if few else 0.2):
             canvas = ripple(noise, canvas, size)
         if rng.random() < 0.12 and width > 1.5 * height:
