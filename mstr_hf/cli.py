@@ -320,7 +320,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     try:
-        from mstr_hf.evaluation.run import EvaluationError, evaluate, processes
+        from mstr_hf.evaluation.run import evaluate, processes
     except ImportError as error:
         raise CommandError(f"{error}: install the extra evaluation: pip install 'mstr_hf[evaluation]'") from error
 
@@ -339,7 +339,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             arguments.alternatives,
             arguments.batch_size,
         )
-    except (EvaluationError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise CommandError(_one_line(error)) from error
     if state.is_main_process:
         print((arguments.output / "report.md").read_text(encoding="utf-8"))

@@ -180,7 +180,7 @@ def export_onnx(
             part.__dict__.pop(attribute, None)
     processor.save_pretrained(folder)
     log_scale = repr(model.spotter.head.log_scale.item())
-    notes = {"mstr_hf_format": FORMAT, "weights": _digest(model), "log_scale": log_scale}
+    notes = {"mstr_hf_format": FORMAT, "weights": _digest(model) + "-int8" * int8, "log_scale": log_scale}
     for name, (network, inputs, axes) in _networks(model).items():
         graph = _export(network, inputs, axes).model_proto
         onnx.helper.set_model_props(graph, notes)

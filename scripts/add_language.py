@@ -61,7 +61,7 @@ from mstr_hf.training.bank_rows import (
     spotter_rows,
 )
 from mstr_hf.training.language_model import build_language_model
-from mstr_hf.training.mclip import check_places
+from mstr_hf.training.mclip import check_places, vocabulary_of
 from mstr_hf.training.trainer import Batch, Trainer, TrainingArguments
 from mstr_hf.training.words import word_batches
 from mstr_hf.vocabulary import Vocabulary
@@ -134,6 +134,8 @@ class LanguageArguments:
             raise ValueError(f"--replay {self.replay}: give a number from 0 to below 1")
         if self.stage is not None and self.stage not in STAGES:
             raise ValueError(f"--stage {self.stage}: use one of {', '.join(STAGES)}")
+        if self.stage in ("tune", "after") and not self.steps:
+            raise ValueError(f"--stage {self.stage}: without --steps nothing is tuned")
 
 
 class Run:
@@ -231,7 +233,7 @@ class Run:
     def options(self, stage: str) -> dict[str, Any]:
         """The options that make a stage's result what it is, and digests of what they name."""
         given = asdict(self.args) | self.contents
-        return {name: given[name] for name in _OPTIONS[stage]}
+        return {name: given.get(name) for name in _OPTIONS[stage]}
 
     @functools.cached_property
     def contents(self) -> dict[str, str]:
@@ -249,6 +251,9 @@ class Run:
                 ("photographs", photographs),
             )
         }
+        if self.args.mclip is not None:
+            weights = (Path(self.args.mclip) / "model.safetensors").read_bytes()
+            digests["mclip_weights"] = hashlib.sha256(weights).hexdigest()
         return digests | {"characters": self.vocabulary.digest, "weights": model_digest(self.model)}
 
 
@@ -294,7 +299,7 @@ def rows_stage(run: Run) -> dict[str, Any]:
     revision = "Spotter"
     if args.mclip is not None:
         mclip = MCLIPModel.from_pretrained(args.mclip).eval()
-        check_space(mclip, bank)
+        check_space(mclip, vocabulary_of(args.mclip), bank)
         revision = f"mCLIP {Path(args.mclip).name}"
         if args.rows == "text":
             check_places(args.mclip, vocabulary)
@@ -611,7 +616,7 @@ STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {
 
 # The options that make a stage's result what it is.
 _FONTS = ("lang", "fonts", "faces", "words", "characters")
-_ROWS = (*_FONTS, "checkpoint", "weights", "rows", "mclip", "row_words", "row_crops", "severity")
+_ROWS = (*_FONTS, "checkpoint", "weights", "rows", "mclip", "mclip_weights", "row_words", "row_crops", "severity")
 _TUNING = (*_ROWS, "batch_size", "learning_rate", "warmup_steps", "replay", "seed", "bf16", "steps")
 _EVALUATION = ("eval_words", "manifests", "photographs")
 _OPTIONS: dict[str, tuple[str, ...]] = {

@@ -12,12 +12,10 @@ import argparse
 import hashlib
 from pathlib import Path
 
-from mstr_hf.charsets import load_charsets
 from mstr_hf.models.modeling_mclip import MCLIPModel
 from mstr_hf.synthesis.fonts import discover_fonts
 from mstr_hf.training.bank_report import bank_report, draw_map
-from mstr_hf.training.mclip import text_bank
-from mstr_hf.vocabulary import build_vocabulary
+from mstr_hf.training.mclip import text_bank, vocabulary_of
 
 
 def main() -> None:
@@ -25,20 +23,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mclip", required=True, help="folder of the trained mCLIP")
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
-    parser.add_argument("--languages", default="en,hi,bn,ta,te,ar", help="the languages mCLIP was trained on, in order")
     parser.add_argument("--fonts", nargs="*", default=[], help="folders with fonts for the map, beside the system's")
     parser.add_argument("--closest", type=int, default=50, help="closest pairs to report (default: 50)")
     args = parser.parse_args()
 
-    languages = args.languages.split(",")
-    vocabulary = build_vocabulary(load_charsets(languages))
+    vocabulary = vocabulary_of(args.mclip)
     model = MCLIPModel.from_pretrained(args.mclip).eval()
     revision = hashlib.sha256((Path(args.mclip) / "model.safetensors").read_bytes()).hexdigest()[:12]
     bank = text_bank(model, vocabulary, revision)
     bank.save_pretrained(args.output)
     report = bank_report(bank, args.closest)
     (args.output / "report.md").write_text(report, encoding="utf-8")
-    draw_map(bank, discover_fonts(languages, args.fonts)).save(args.output / "map.png")
+    draw_map(bank, discover_fonts(vocabulary.languages, args.fonts)).save(args.output / "map.png")
     print(report, end="")
 
 

@@ -34,6 +34,8 @@ def main() -> None:
     parser.add_argument("--simulator", help="of prefixes: fitted simulator of the Spotter's errors")
     parser.add_argument("--languages", default="en,hi,bn,ta,te,ar", help="of losses: what mCLIP learns")
     arguments, options = parser.parse_known_args()
+    if "--time_limit" in options:
+        parser.error("--time_limit: all ways are trained to their end, or nothing is compared; stop and go on instead")
     ways: Mapping[str, Sequence[str]] = LOSSES
     if arguments.what == "losses":
         options += ["--languages", arguments.languages]

@@ -14,8 +14,7 @@ from mstr_hf.charsets import load_charsets
 from mstr_hf.models.modeling_mclip import MCLIPModel
 from mstr_hf.synthesis.characters import CharacterSynthesiser
 from mstr_hf.synthesis.fonts import discover_fonts
-from mstr_hf.training.mclip import retrieve
-from mstr_hf.vocabulary import build_vocabulary
+from mstr_hf.training.mclip import retrieve, vocabulary_of
 
 # Other crops than those that chose the checkpoint (seed 1).
 SEED = 2
@@ -25,17 +24,14 @@ def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mclip", required=True, help="folder of the trained mCLIP")
-    parser.add_argument("--languages", default="en,hi,bn,ta,te,ar", help="the languages mCLIP was trained on, in order")
     parser.add_argument("--fonts", nargs="*", default=[], help="folders with fonts beside the system's")
     parser.add_argument("--crops", type=int, default=10_000, help="crops (default: 10000)")
     parser.add_argument("--severity", type=float, default=0.3, help="degradation of the crops (default: 0.3)")
     args = parser.parse_args()
 
-    languages = args.languages.split(",")
-    charsets = load_charsets(languages)
-    vocabulary = build_vocabulary(charsets)
-    letters = {charset.lang: charset.letters for charset in charsets}
-    fonts = discover_fonts(languages, args.fonts)
+    vocabulary = vocabulary_of(args.mclip)
+    letters = {charset.lang: charset.letters for charset in load_charsets(vocabulary.languages)}
+    fonts = discover_fonts(vocabulary.languages, args.fonts)
     synthesiser = CharacterSynthesiser(fonts, vocabulary.rows, letters, split="heldout", severity=args.severity)
     crops = [synthesiser.character(SEED, index) for index in range(args.crops)]
     model = MCLIPModel.from_pretrained(args.mclip).eval()

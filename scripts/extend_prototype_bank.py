@@ -21,6 +21,8 @@ from mstr_hf.models.modeling_mclip import MCLIPModel
 from mstr_hf.models.prototype_bank import PrototypeBank
 from mstr_hf.synthesis.characters import CharacterSynthesiser
 from mstr_hf.synthesis.fonts import discover_fonts
+from mstr_hf.training.bank_rows import check_space
+from mstr_hf.training.mclip import vocabulary_of
 from mstr_hf.training.sources import RealWords
 from mstr_hf.training.trainer import to_device
 from mstr_hf.vocabulary import COMMON_SCRIPT, Row, Vocabulary
@@ -44,6 +46,7 @@ def main() -> None:
     if not rows:
         parser.error("nothing to add: the bank has all characters of these labels")
     model = MCLIPModel.from_pretrained(args.mclip).eval()
+    check_space(model, vocabulary_of(args.mclip), bank)
     vectors, missing = image_rows(model, rows, args.fonts, args.crops)
     for row in missing:
         print(f"left out: no font draws {row.character!r} U+{ord(row.character):04X}: install one and run this again")

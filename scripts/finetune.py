@@ -5,22 +5,25 @@
 The data are manifests (one JSON object a line: id, path_rel, filename, gt_text, lang, dataset) or Arrow folders. The
 checkpoint is evaluated first; then its Spotter is trained, and its Refiner on that. `final` holds the best of each, and
 the run says what became of the accuracy. `--overfit_images 10` is a self-check: ten pictures that any checkpoint must
-be able to learn by heart.
+be able to learn by heart. Where labels have characters that the checkpoint lacks, `scripts/extend_prototype_bank.py`
+makes a bank that has them, for `--bank`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import set_seed
 
 from mstr_hf.models.modeling_refiner import RefinerModel
 from mstr_hf.models.modeling_spotter import SpotterModel
+from mstr_hf.models.prototype_bank import PrototypeBank
 from mstr_hf.training.arguments import TrainingArguments, parse_arguments
 from mstr_hf.training.finish import finish
 from mstr_hf.training.trainer import Batch, Trainer
@@ -56,14 +59,19 @@ class CheckpointArguments:
     """What to fine-tune."""
 
     checkpoint: str = field(metadata={"help": "Folder or Hub repository of a Refiner."})
+    bank: str | None = field(default=None, metadata={"help": "Its bank with further rows, to read more characters."})
 
 
 def main() -> None:
     """Runs the command line."""
     types = [FinetuneArguments, WordArguments, CheckpointArguments]
     args, data, checkpoint = parse_arguments("finetune", types, __doc__)
+    if data.overfit_images and args.push_to_hub:
+        raise SystemExit("overfit_images is a self-check, after which a model knows little else: leave push_to_hub out")
     set_seed(args.seed)
     model = RefinerModel.from_pretrained(checkpoint.checkpoint)
+    if checkpoint.bank is not None:
+        model.set_bank(PrototypeBank.from_pretrained(checkpoint.bank))
     words = word_data(data, model.get_bank())
 
     def batches(first: int, process: int, processes: int) -> Iterator[Batch]:
@@ -86,10 +94,12 @@ def main() -> None:
 
     with torch.no_grad():
         start = refined_accuracy(model.eval(), words.heldout, words.vocabulary)
+    PartialState().print("the checkpoint:", "  ".join(f"{name} {value:.4f}" for name, value in start.items()))
+    options = [data, checkpoint]
     model.spotter.requires_grad_(True)  # a Refiner freezes it
-    spotter = stage(args, "spotter", model.spotter, batches, reading_accuracy, spotter_readings, words)
+    spotter = stage(args, "spotter", model.spotter, batches, reading_accuracy, spotter_readings, words, options)
     model.spotter.load_state_dict(SpotterModel.from_pretrained(spotter.output_dir / "best").state_dict())
-    trainer = stage(args, "refiner", model.train(), without_frames, refined_accuracy, refiner_readings, words)
+    trainer = stage(args, "refiner", model.train(), without_frames, refined_accuracy, refiner_readings, words, options)
     best = RefinerModel.from_pretrained(trainer.output_dir / "best").eval()
     with torch.no_grad():
         end = refined_accuracy(best, words.heldout, words.vocabulary)
@@ -97,14 +107,14 @@ def main() -> None:
         return
     trainer.output_dir = Path(args.output_dir)
     trainer.bare = best
+    trainer.history, trainer.worse = [(0, start), (trainer.step, end)], end["wrr"] < start["wrr"]
     say_what_became(trainer, start, end)
+    finish(trainer, words.vocabulary, f"{checkpoint.checkpoint}, then {words.summary}", [spotter])
     if data.overfit_images:
-        passed = end["wrr"] >= LEARNT
-        trainer.log.say(
-            f"self-check {'passed' if passed else 'FAILED'}: {end['wrr']:.0%} of {data.overfit_images} words by heart"
-            + ("" if passed else "; give it more max_steps, and look at the labels")
-        )
-    finish(trainer, words.vocabulary, f"{checkpoint.checkpoint}, then {words.summary}", [args, data, checkpoint])
+        known = f"{end['wrr']:.0%} of {data.overfit_images} words by heart"
+        if end["wrr"] < LEARNT:
+            raise SystemExit(f"self-check FAILED: {known}; give it more max_steps, and look at the labels")
+        trainer.log.say(f"self-check passed: {known}")
 
 
 def stage(
@@ -115,6 +125,7 @@ def stage(
     accuracy: Callable[..., dict[str, float]],
     readings: Callable[..., list[str]],
     words: WordData,
+    options: Sequence[Any],
 ) -> Trainer:
     """Trains one of the two parts in a folder of its own; its `best` is no worse than what came in."""
     trainer = Trainer(
@@ -124,6 +135,7 @@ def stage(
         lambda model: accuracy(model, words.heldout, words.vocabulary),
         samples=lambda model: reading_samples(readings, model, words.heldout, words.vocabulary),
         evaluate_first=True,
+        options=options,
     )
     trainer.log.say(f"-- {name}")
     words.introduce(trainer.log)

@@ -8,6 +8,8 @@ trained on. Half of them fit the simulator; with the other half the Spotter and 
 """
 
 import argparse
+from collections import Counter
+from collections.abc import Sequence
 
 from mstr_hf.models.modeling_spotter import SpotterModel
 from mstr_hf.models.text import display
@@ -29,7 +31,12 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="file to write")
     parser.add_argument("--words", type=int, default=500, help="words a language (default: 500)")
     parser.add_argument("--fonts", nargs="*", default=[], help="folders with fonts beside the system's")
-    parser.add_argument("--data", nargs="*", default=[], help="Arrow folders or manifests instead of synthetic words")
+    parser.add_argument(
+        "--data",
+        nargs="*",
+        default=[],
+        help="manifests or Arrow folders (their split validation) instead of synthetic words",
+    )
     parser.add_argument("--severity", type=float, default=0.9, help="degradation of synthetic words (default: 0.9)")
     args = parser.parse_args()
 
@@ -38,12 +45,13 @@ def main() -> None:
     vocabulary = Vocabulary.from_bank(bank)
     words: list[Word]
     if args.data:
-        words = list(RealWords(args.data, vocabulary).some(args.words))
+        words = list(RealWords(args.data, vocabulary, split="validation").some(args.words))
     else:
         options = WordArguments(fonts=args.fonts, severity=args.severity / 0.6)  # held-out words are drawn milder
         _, heldout = synthesisers(options, bank, vocabulary)
-        words = [heldout.word(SEED, index, lang) for index in range(args.words) for lang in bank.all_languages]
-    fitted, other = (observe(model, half, vocabulary) for half in (words[::2], words[1::2]))
+        words = [heldout.word(SEED, index, lang) for lang in bank.all_languages for index in range(args.words)]
+    mine, others = halves(words)
+    fitted, other = (observe(model, half, vocabulary) for half in (mine, others))
     simulator = Simulator(fitted, bank)
     simulator.save(args.output)
     print(f"{args.output}: fitted to {fitted.words} words")
@@ -51,12 +59,22 @@ def main() -> None:
         print(f"  {name} {rate:.1%}")
     common = ", ".join(f"{display(a)}>{display(b)} {n}" for (a, b), n in fitted.substituted.most_common(15))
     print(f"  most frequent substitutions: {common}")
-    simulated = simulate(simulator, words[1::2], vocabulary)
+    simulated = simulate(simulator, others, vocabulary)
     print("\nJensen-Shannon divergence from the Spotter on other words, in bits (0 the same, 1 disjoint)")
     print("| | simulator | the Spotter itself, on the words of the fit |\n| --- | --: | --: |")
     floor = divergences(fitted, other)
     for name, value in divergences(simulated, other).items():
         print(f"| {name} | {value:.4f} | {floor[name]:.4f} |")
+
+
+def halves(words: Sequence[Word]) -> tuple[list[Word], list[Word]]:
+    """Every other word of each language, and the rest."""
+    parts: tuple[list[Word], list[Word]] = ([], [])
+    seen = Counter[str]()
+    for word in words:
+        parts[seen[word.lang] % 2].append(word)
+        seen[word.lang] += 1
+    return parts
 
 
 def simulate(simulator: Simulator, words: list[Word], vocabulary: Vocabulary) -> Observations:

@@ -160,7 +160,7 @@ def train_and_score(args: argparse.Namespace, run: Run, manifests: Sequence[Path
     weights = ["--language_weights", ",".join(f"{lang}=1" for lang in run.languages)]
     mclip = train("train_mclip", args.characters, ["--languages", languages])
     bank = folder / "bank"
-    step(bank, [SCRIPTS / "build_prototype_bank.py", "--mclip", mclip, "--output", bank, "--languages", languages])
+    step(bank, [SCRIPTS / "build_prototype_bank.py", "--mclip", mclip, "--output", bank])
     spotter = train("train_spotter", args.words, ["--bank", bank, *weights])
     refiner = train("train_refiner", args.refiner_words, ["--spotter", spotter, *weights])
     checkpoint = folder / "checkpoint"

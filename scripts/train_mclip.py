@@ -25,6 +25,9 @@ from mstr_hf.training.mclip import character_batches, check_places, grown, retri
 from mstr_hf.training.trainer import Batch, Trainer
 from mstr_hf.vocabulary import OFFSET, Vocabulary, build_vocabulary
 
+# Fields of the config that other options or the charsets decide.
+DECIDED = ("vocab_size", "num_rows", "arcface_weight", "subtype_weight")
+
 
 @dataclass
 class MCLIPArguments:
@@ -88,12 +91,13 @@ def main() -> None:
         metric="top1",
         rates={"text_tower.": text_rate},
         samples=lambda model: retrieval_samples(model, vocabulary, crops),
+        options=[data],
     )
     drawable = {index for index, _ in train.drawable}
     if missing := [row.character for index, row in enumerate(vocabulary.rows) if index not in drawable]:
         trainer.log.say(f"no font draws these, which are left to their prompts: {' '.join(missing)}")
     trainer.train()
-    finish(trainer, vocabulary, f"synthetic characters of {data.languages}", [args, data])
+    finish(trainer, vocabulary, f"synthetic characters of {data.languages}")
 
 
 def known_bank(name: str, vocabulary: Vocabulary) -> PrototypeBank:
@@ -118,7 +122,8 @@ def start_model(data: MCLIPArguments, vocabulary: Vocabulary, bank: PrototypeBan
     Raises:
         ValueError: If options contradict each other.
     """
-    shape = mapping(data.architecture, "architecture", list(MCLIPConfig.__annotations__))
+    known = [name for name in MCLIPConfig.__annotations__ if name not in DECIDED]
+    shape = mapping(data.architecture, "architecture", known)
     if bank is not None:
         size = bank.prototypes.shape[1]
         if shape.setdefault("projection_dim", size) != size:
@@ -135,7 +140,8 @@ def start_model(data: MCLIPArguments, vocabulary: Vocabulary, bank: PrototypeBan
         )
     if data.architecture or data.arcface_weight or data.subtype_weight:
         raise ValueError(
-            "architecture and weights of losses: an mCLIP that is trained has them; leave them or init_from out"
+            "architecture and weights of losses: an mCLIP that is trained has them; leave them (--architecture '', "
+            "--arcface_weight 0 and --subtype_weight 0 where a config has them) or init_from out"
         )
     model = MCLIPModel.from_pretrained(data.init_from)
     check_places(data.init_from, vocabulary)

@@ -79,10 +79,11 @@ def main() -> None:
         lambda model: refined_accuracy(model, words.heldout, words.vocabulary),
         samples=lambda model: reading_samples(refiner_readings, model, words.heldout, words.vocabulary),
         evaluate_first=refiner.init_from is not None,
+        options=[data, refiner],
     )
     words.introduce(trainer.log)
     trainer.train()
-    finish(trainer, words.vocabulary, words.summary, [args, data, refiner])
+    finish(trainer, words.vocabulary, words.summary)
 
 
 def make_model(refiner: RefinerArguments) -> RefinerModel:
@@ -94,9 +95,13 @@ def make_model(refiner: RefinerArguments) -> RefinerModel:
     spotter = SpotterModel.from_pretrained(refiner.spotter) if refiner.spotter is not None else None
     if refiner.init_from is not None:
         if refiner.architecture:
-            raise ValueError("architecture: a Refiner that is trained already has one; leave it or init_from out")
+            raise ValueError(
+                "architecture: a Refiner that is trained has one; leave it (--architecture '' where a config has "
+                "it) or init_from out"
+            )
         model = RefinerModel.from_pretrained(refiner.init_from)
         if spotter is not None:
+            model.set_bank(spotter.get_bank())  # which may have more characters
             model.spotter.load_state_dict(spotter.state_dict())
     else:
         if spotter is None:

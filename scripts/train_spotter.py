@@ -26,6 +26,9 @@ from mstr_hf.training.words import (
     word_data,
 )
 
+# Fields of the config that the bank decides.
+DECIDED = ("projection_dim", "num_prototypes", "num_base_prototypes", "base_digest", "bank")
+
 
 @dataclass
 class SpotterArguments:
@@ -65,10 +68,11 @@ def main() -> None:
         lambda model: reading_accuracy(model, words.heldout, words.vocabulary),
         samples=lambda model: reading_samples(spotter_readings, model, words.heldout, words.vocabulary),
         evaluate_first=spotter.init_from is not None,
+        options=[data, spotter],
     )
     words.introduce(trainer.log)
     trainer.train()
-    finish(trainer, words.vocabulary, words.summary, [args, data, spotter])
+    finish(trainer, words.vocabulary, words.summary)
 
 
 def make_model(spotter: SpotterArguments) -> SpotterModel:
@@ -79,7 +83,10 @@ def make_model(spotter: SpotterArguments) -> SpotterModel:
     """
     if spotter.init_from is not None:
         if spotter.architecture:
-            raise ValueError("architecture: a Spotter that is trained already has one; leave it or init_from out")
+            raise ValueError(
+                "architecture: a Spotter that is trained has one; leave it (--architecture '' where a config has "
+                "it) or init_from out"
+            )
         model = SpotterModel.from_pretrained(spotter.init_from)
         if spotter.bank is not None:
             model.set_bank(PrototypeBank.from_pretrained(spotter.bank))
@@ -87,7 +94,8 @@ def make_model(spotter: SpotterArguments) -> SpotterModel:
     if spotter.bank is None:
         raise ValueError("name a --bank to start with, or a Spotter to go on with (--init_from)")
     bank = PrototypeBank.from_pretrained(spotter.bank)
-    shape = mapping(spotter.architecture, "architecture", list(SpotterConfig.__annotations__))
+    known = [name for name in SpotterConfig.__annotations__ if name not in DECIDED]
+    shape = mapping(spotter.architecture, "architecture", known)
     model = SpotterModel(SpotterConfig(projection_dim=bank.prototypes.shape[1], num_prototypes=len(bank), **shape))
     model.set_bank(bank, base=True)
     return model

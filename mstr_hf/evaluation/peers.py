@@ -22,6 +22,7 @@ import importlib.metadata
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+
+from mstr_hf.models.image_processing_mstr import load_image
 
 
 class PeerMissing(Exception):
@@ -93,7 +96,7 @@ class Tesseract:
                 except RuntimeError:
                     if len(part) > 1:  # find out which one it is
                         return [text for image in part for text in read_part([image])]
-                    return [self._run(str(part[0]), *options).strip()]
+                    return [self._read_one(part[0], *options).strip()]
             if len(texts) != len(part):
                 raise RuntimeError(f"{part[0]}: tesseract gave {len(texts)} texts for {len(part)} images")
             return [text.strip() for text in texts]
@@ -102,6 +105,22 @@ class Tesseract:
         with ThreadPoolExecutor(workers) as pool:
             parts = list(pool.map(read_part, [images[start::workers] for start in range(workers)]))
         return [parts[place % workers][place // workers] for place in range(len(images))]
+
+    def _read_one(self, image: Path, *options: str) -> str:
+        try:
+            return self._run(str(image), *options)
+        except RuntimeError:
+            # Its image library may know fewer formats than Pillow.
+            try:
+                picture = load_image(image)
+            except ValueError:
+                picture = None
+            if picture is None:
+                raise
+        with tempfile.NamedTemporaryFile(suffix=".png") as file:
+            picture.save(file)
+            file.flush()
+            return self._run(file.name, *options)
 
     def _run(self, *arguments: str) -> str:
         # One thread a process: its own threads slow it down on single words.
@@ -175,6 +194,9 @@ def _find(name: str) -> Callable[[], Peer]:
     module, colon, attribute = name.partition(":")
     if not colon:
         raise ValueError(f"no peer '{name}'; use {', '.join(PEERS)} or MODULE:CLASS")
+    # A program's path begins with its own folder; peers lie in the one that it is called from.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:

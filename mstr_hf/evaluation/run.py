@@ -27,7 +27,7 @@ from mstr_hf.models.text import normalise
 from mstr_hf.onnx_runtime import OnnxRefiner
 
 from . import tables
-from .metrics import JOINERS, wrr
+from .metrics import wrr
 from .peers import Peer, load_peers
 from .report import html
 from .tables import Word
@@ -90,6 +90,7 @@ def evaluate(
         raise EvaluationError(str(error)) from None
     settings = {
         "model": model_digest(model),
+        "processor": hashlib.sha256(processor.image_processor.to_json_string().encode()).hexdigest(),
         "manifests": {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in manifests},
         "num_alternatives": num_alternatives,
         "batch_size": batch_size,
@@ -168,7 +169,7 @@ def _records(manifests: Sequence[Path], languages: Sequence[str]) -> tuple[dict[
         for record in found:
             if record.lang not in languages:
                 skipped[record.lang] += 1
-            elif not normalise(record.text, JOINERS):
+            elif not normalise(record.text):
                 raise EvaluationError(f"{manifest}: {record.id}: field 'gt_text': no character with ink; leave it out")
             else:
                 records[manifest.stem, record.id] = record
@@ -217,7 +218,9 @@ class _Journal:
                     key, value = json.loads(line)
                 except ValueError:  # nothing behind the last line, or one that a kill cut short
                     continue
-                found[tuple(key)] = value
+                # What one process failed to read, another may have read since.
+                if not (isinstance(value, dict) and "error" in value and tuple(key) in found):
+                    found[tuple(key)] = value
         return found
 
     def note(self, entries: Iterable[tuple[tuple[str, ...], Any]]) -> None:
@@ -246,7 +249,8 @@ def _read(
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     mine = batches[state.process_index :: state.num_processes]
     for batch in tqdm(mine, desc="model", unit="batch", disable=not state.is_main_process):
-        if all(key in done for key in batch):
+        # What could not be read is tried again: it may have been mended.
+        if all("error" not in done.get(key, {"error": "not read yet"}) for key in batch):
             continue
         journal.note(_read_batch(model, processor, {key: records[key] for key in batch}, num_alternatives).items())
     state.wait_for_everyone()

@@ -109,6 +109,8 @@ def _config_options(path: Path, section: str, known: set[str]) -> list[str]:
         raise ValueError(f"{path}: write options as 'name: value', one a line")
     values = {name: value for name, value in content.items() if name not in SECTIONS}
     values |= content.get(section) or {}
+    if "config" in values:
+        raise ValueError(f"{path}: a config names no other: give all of them to --config, those that win last")
     for name in values:
         if name not in known:
             near = difflib.get_close_matches(str(name), known, 1)

@@ -47,7 +47,10 @@ def extended_vocabulary(bank: PrototypeBank, charset: Charset) -> Vocabulary:
         raise ValueError(f"the bank has language {charset.lang} already: tune on it with scripts/train_spotter.py")
     vocabulary = build_vocabulary([*load_charsets(languages), charset])
     if rows_digest((row.character, row.subtype) for row in vocabulary.rows[: len(bank)]) != bank.charset_digest:
-        raise ValueError("the charsets differ from those of the bank: restore them, or build the bank again")
+        raise ValueError(
+            "the bank's rows are not those of its languages' charsets: restore the charsets, or build the bank again; "
+            "a bank with characters from labels (extend_prototype_bank.py) takes no language: add it before them"
+        )
     return vocabulary
 
 
@@ -168,20 +171,29 @@ def prompt_rows(mclip: MCLIPModel, vocabulary: Vocabulary, first: int) -> torch.
 
 
 @torch.no_grad()
-def check_space(mclip: MCLIPModel, bank: PrototypeBank) -> None:
+def check_space(mclip: MCLIPModel, vocabulary: Vocabulary, bank: PrototypeBank) -> None:
     """Refuses an mCLIP whose space is not the bank's: what it says of a new character would mean nothing there.
+
+    Args:
+        mclip: The mCLIP.
+        vocabulary: Its own (see `mclip.vocabulary_of`).
+        bank: The bank.
 
     Raises:
         ValueError: If its rows of the bank's characters are others than the bank's.
     """
-    vocabulary = build_vocabulary(load_charsets(bank.all_languages))
-    size, known = bank.prototypes.shape[1], mclip.config.vocab_size - OFFSET
-    if mclip.config.projection_dim != size or known < len(bank):
+    places = {row.character: place for place, row in enumerate(vocabulary.rows)}
+    common = [(places[character], row) for row, character in enumerate(bank.characters) if character in places]
+    size = bank.prototypes.shape[1]
+    if mclip.config.projection_dim != size or not common:
         raise ValueError(
-            f"this mCLIP has {known} characters and {mclip.config.projection_dim} dimensions, the bank {len(bank)} and "
-            f"{size}: name one that made the bank, or learned its space (scripts/train_mclip.py --bank)"
+            f"this mCLIP has {mclip.config.projection_dim} dimensions and {len(common)} of the bank's characters, the "
+            f"bank {size} and {len(bank)}: name one that made the bank, or learned its space (scripts/train_mclip.py "
+            "--bank)"
         )
-    cosine = F.cosine_similarity(text_rows(mclip, vocabulary).cpu(), bank.prototypes, dim=-1).mean().item()
+    own, given = map(list, zip(*common, strict=True))
+    rows = text_rows(mclip, vocabulary).cpu()[own]
+    cosine = F.cosine_similarity(rows, bank.prototypes[given], dim=-1).mean().item()
     if cosine < SAME_SPACE:
         raise ValueError(
             f"this mCLIP has another space than the bank (mean cosine of their rows {cosine:.2f}, wanted at least "

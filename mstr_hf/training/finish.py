@@ -25,25 +25,31 @@ PURPOSE = {
 UNSAID = ("output_dir", "config", "resume", "time_limit", "push_to_hub", "num_threads")
 
 
-def finish(trainer: Trainer, vocabulary: Vocabulary, data: str, options: Sequence[Any]) -> None:
-    """Completes the folder `final` of a run and uploads it if that was asked for; only in the main process.
+def finish(trainer: Trainer, vocabulary: Vocabulary, data: str, earlier: Sequence[Trainer] = ()) -> None:
+    """Completes the folders `final` and `best` of a run; only in the main process.
+
+    `final` gets a card, and is uploaded if that was asked for, unless the model has become worse.
 
     Args:
         trainer: The trainer, at its end.
         vocabulary: Characters of the model.
         data: What was trained on, in a line.
-        options: The dataclasses of options.
+        earlier: Trainers of stages before.
     """
     if not trainer.accelerator.is_main_process:
         return
-    folder, model = trainer.output_dir / "final", trainer.bare
+    folder, best, model = trainer.output_dir / "final", trainer.output_dir / "best", trainer.bare
     publish.assemble(model, folder, vocabulary)
-    (folder / "README.md").write_text(training_card(trainer, vocabulary, data, options), encoding="utf-8")
-    if repo_id := trainer.args.push_to_hub:
+    (folder / "README.md").write_text(training_card(trainer, vocabulary, data, earlier), encoding="utf-8")
+    if best.exists():
+        publish.assemble(type(model).from_pretrained(best), best, vocabulary)
+    if trainer.args.push_to_hub and trainer.worse:
+        trainer.log.say(f"not uploaded: worse than what it began with (`mstr push {folder}` uploads it all the same)")
+    elif repo_id := trainer.args.push_to_hub:
         trainer.log.say(f"uploaded to {publish.push(folder, repo_id)}")
 
 
-def training_card(trainer: Trainer, vocabulary: Vocabulary, data: str, options: Sequence[Any]) -> str:
+def training_card(trainer: Trainer, vocabulary: Vocabulary, data: str, earlier: Sequence[Trainer] = ()) -> str:
     """A model card with what was really trained: data, steps, hardware, figures and options."""
     args, model = trainer.args, trainer.bare
     kind = model.config.model_type
@@ -55,13 +61,16 @@ def training_card(trainer: Trainer, vocabulary: Vocabulary, data: str, options: 
         tags=["ocr", "scene-text-recognition", "multilingual", "mstr"],
     )
     batch = args.batch_size * args.gradient_accumulation_steps * trainer.processes
+    stages = [*earlier, trainer]
+    steps = [f"{stage.step} of {stage.args.max_steps}" for stage in stages]
+    count, hours = sum(stage.step for stage in stages), sum(stage.seconds for stage in stages) / 3600
     device = trainer.device_name if trainer.device.type != "cpu" else f"CPU ({platform.machine()})"
     facts = {
         "parameters": f"{model.num_parameters() / 1e6:.2f} million, "
         f"{sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6:.2f} trained",
         "data": data,
-        "steps": f"{trainer.step} of {args.max_steps}, {batch} samples each: {trainer.step * batch:,} samples",
-        "hardware": f"{trainer.processes} process(es) on {device}, {trainer.precision}, {trainer.seconds / 3600:.2f} h",
+        "steps": f"{', then '.join(steps)}, {batch} samples each: {count * batch:,} samples",
+        "hardware": f"{trainer.processes} process(es) on {device}, {trainer.precision}, {hours:.2f} h",
     }
     lines = ["---", header.to_yaml(), "---", "", f"# {args.push_to_hub or trainer.output_dir.name}", ""]
     lines += [PURPOSE[kind], "", "## Training", "", "| | |", "| --- | --- |"]
@@ -74,7 +83,7 @@ def training_card(trainer: Trainer, vocabulary: Vocabulary, data: str, options: 
         lines += [f"| {name} | {value:.4f} | {best[name]:.4f} |" for name, value in metrics.items()]
     said = {
         name: _shortened(value)
-        for option in options
+        for option in trainer.options
         for name, value in dataclasses.asdict(option).items()
         if name not in UNSAID and value not in (None, "", [])
     }

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from mstr_hf.charsets import load_charsets
 from mstr_hf.models.configuration_mclip import MCLIPConfig
 from mstr_hf.models.modeling_mclip import MCLIPModel
 from mstr_hf.models.prototype_bank import PrototypeBank
 from mstr_hf.models.tokenization_mstr import MSTRTokenizer
 from mstr_hf.synthesis.characters import CharacterSynthesiser, SyntheticCharacter
 from mstr_hf.synthesis.stream import SyntheticStream
-from mstr_hf.vocabulary import OFFSET, Vocabulary
+from mstr_hf.vocabulary import OFFSET, Vocabulary, build_vocabulary
 
 from .lookalikes import look_alike
 from .trainer import Batch, Sample, begin_worker, to_device
@@ -132,6 +133,19 @@ def check_places(mclip: str, vocabulary: Vocabulary) -> None:
                 f"the mCLIP {mclip} has {token!r} at another place than languages {','.join(vocabulary.languages)}: "
                 "begin with its languages, in its order"
             )
+
+
+def vocabulary_of(mclip: str) -> Vocabulary:
+    """The vocabulary of a trained mCLIP, by its folder: that of its languages, in its order.
+
+    Raises:
+        ValueError: If the charsets are others than those that it was trained on.
+    """
+    tokens = MSTRTokenizer.from_pretrained(mclip).get_vocab()
+    places = sorted((place, token) for token, place in tokens.items() if token.startswith("<lang="))
+    vocabulary = build_vocabulary(load_charsets([token[len("<lang=") : -1] for _, token in places]))
+    check_places(mclip, vocabulary)
+    return vocabulary
 
 
 def text_rows(model: MCLIPModel, vocabulary: Vocabulary) -> torch.Tensor:

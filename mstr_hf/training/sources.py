@@ -38,6 +38,7 @@ REAL_SEVERITY = 0.25
 # Longest label in code points, as in the models' `max_length`.
 MAX_LENGTH = 64
 
+SPLITS = ("train", "validation", "test")
 COLUMNS = ("id", "image", "label", "lang")
 
 
@@ -82,7 +83,7 @@ class WordMixture:
         # Largest remainders; the smallest part has a place in each lap.
         self.counts = [max(1, int(count)) for count in exact]
         order = sorted(range(len(parts)), key=lambda part: exact[part] - int(exact[part]), reverse=True)
-        for part in order[: LAP - sum(self.counts)]:
+        for part in order[: max(0, LAP - sum(self.counts))]:
             self.counts[part] += 1
         self._slots = [(part, place) for part, count in enumerate(self.counts) for place in range(count)]
 
@@ -185,7 +186,7 @@ class RealWords:
             try:
                 word = self.read(row)
             except ValueError as error:
-                _complain_once(str(error))
+                complain_once(str(error))
                 continue
             if not self.severity:
                 return word
@@ -217,7 +218,7 @@ class RealWords:
                 try:
                     words.append(self.read(row))
                 except ValueError as error:
-                    _complain_once(str(error))
+                    complain_once(str(error))
                     continue
                 found += 1
         return words
@@ -265,7 +266,8 @@ def _round_keys(key: str) -> list[tuple[int, int]]:
 
 
 @functools.lru_cache(maxsize=1000)
-def _complain_once(message: str) -> None:
+def complain_once(message: str) -> None:
+    """Says on stderr what is left out, the first time."""
     print(f"left out: {message}", file=sys.stderr, flush=True)
 
 
@@ -277,7 +279,11 @@ def _read(path: Path, split: str) -> datasets.Dataset:
         {name: datasets.Image(decode=False) if name == "image" else datasets.Value("string") for name in COLUMNS}
     )
     if path.is_dir():
-        folder = path / split if (path / split).is_dir() else path
+        folder = path / split
+        if not folder.is_dir():
+            if there := [name for name in SPLITS if (path / name).is_dir()]:
+                raise ValueError(f"{path}: no split {split}: name the folder to take for it, such as {path / there[0]}")
+            folder = path
         files = sorted(folder.rglob("*.arrow"))
         if not files:
             raise ValueError(f"{folder}: no .arrow files in it: convert your data with `mstr convert`")

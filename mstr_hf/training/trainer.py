@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import json
 import math
 import random
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import nullcontext
@@ -20,7 +22,9 @@ import cv2
 import numpy as np
 import psutil
 import torch
+import yaml
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.commands.config.config_args import default_config_file
 from accelerate.utils import DistributedType, send_to_device, set_seed
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -33,8 +37,10 @@ from .log import RunLog
 Batch = dict[str, Any]
 """Tensors by name, `pixel_values` among them; or dictionaries of tensors."""
 
-# Processes agree on whether to stop every so many steps: agreeing costs a wait for the slowest of them.
+# Processes agree on whether to stop every so many steps: agreeing costs a wait for the slowest of them. Where so many
+# steps take longer than this, in seconds, they agree after each: launchers kill soon after they ask.
 AGREEMENT_STEPS = 8
+AGREEMENT_SECONDS = 4.0
 # Evaluation runs in one process while the others wait.
 WAIT = timedelta(hours=3)
 # Optimisers and models are cut into files of at most this many bytes, which any transport takes.
@@ -110,25 +116,49 @@ def begin_worker(number: int = 0) -> None:
 def check_launch(processes: int) -> None:
     """Refuses a launch that started fewer processes than `accelerate launch` was asked for.
 
-    `accelerate launch --cpu --num_processes 2`, for one, silently starts a single process.
+    `accelerate launch --cpu --num_processes 2`, for one, silently starts a single process; so does a config file with
+    `num_processes: 2` and `distributed_type: NO`. A process that is the launcher's child is told when that dies.
 
     Raises:
         RuntimeError: If there are fewer.
     """
-    for parent in psutil.Process().parents():
+    for place, parent in enumerate(psutil.Process().parents()):
         try:
             command = parent.cmdline()
         except psutil.Error:
             continue
         if "launch" not in command[:4] and not any(part.endswith("accelerate-launch") for part in command[:2]):
             continue
-        words = [word for part in command for word in part.split("=", 1)]
-        for name in ("--num_processes", "--num-processes"):
-            if name in words and int(words[words.index(name) + 1]) > processes:
-                raise RuntimeError(
-                    f"{processes} process started, but the launcher was asked for {words[words.index(name) + 1]}: "
-                    "add --multi_gpu (on a machine without a GPU too, with ACCELERATE_USE_CPU=true before the command)"
-                )
+        if place == 0:
+            _end_with_launcher()
+        wanted = _asked_for([word for part in command for word in part.split("=", 1)])
+        if wanted > processes:
+            raise RuntimeError(
+                f"{processes} process started, but the launcher was asked for {wanted}: add --multi_gpu (on a machine "
+                "without a GPU too, with ACCELERATE_USE_CPU=true before the command)"
+            )
+
+
+def _asked_for(words: Sequence[str]) -> int:
+    """How many processes a launcher's command line or its config file asks for; 0 if neither does."""
+
+    def option(name: str) -> str | None:
+        places = [words.index(form) for form in (f"--{name}", f"--{name.replace('_', '-')}") if form in words[:-1]]
+        return words[places[0] + 1] if places else None
+
+    if (number := option("num_processes")) is not None:
+        return int(number)
+    try:
+        config = yaml.safe_load(Path(option("config_file") or default_config_file).read_text(encoding="utf-8"))
+        return int(config["num_processes"])
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        return 0
+
+
+def _end_with_launcher() -> None:
+    """Has SIGTERM sent to this process when its launcher dies, which hands none on to a single process; on Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 class Trainer:
@@ -144,13 +174,15 @@ class Trainer:
         rates: Factors of the learning rate (see `parameter_groups`).
         samples: Called like `evaluate`, gives pictures with their readings for TensorBoard.
         evaluate_first: Evaluates before the first step, and says at the end whether the model is worse than it was.
+        options: Further dataclasses of options that decide what is trained: a run that goes on says if they differ.
 
     Attributes:
         history: What evaluations found: a list of `(step, metrics)`.
+        worse: Whether the model ended worse than it began.
 
     Raises:
         FileExistsError: If `output_dir` holds another run's checkpoints and `resume` was not asked for.
-        RuntimeError: If fewer processes run than the launcher was asked for.
+        RuntimeError: If fewer processes run than the launcher was asked for, or they do not share `output_dir`.
     """
 
     def __init__(
@@ -163,6 +195,7 @@ class Trainer:
         rates: dict[str, float] | None = None,
         samples: Callable[[Any], Sequence[Sample]] | None = None,
         evaluate_first: bool = False,
+        options: Sequence[Any] = (),
     ):
         torch.set_num_threads(args.num_threads)
         logging.disable_progress_bar()  # of files saved and loaded: it would lie across the log
@@ -191,6 +224,8 @@ class Trainer:
         self.metric = metric
         self.evaluate_first = evaluate_first
         self.output_dir = Path(args.output_dir)
+        self.options = (args, *options)
+        self.worse = False
         self.step = 0
         self.best = -math.inf
         self.history: list[tuple[int, dict[str, float]]] = []
@@ -200,6 +235,8 @@ class Trainer:
         # Options that differ from those of the checkpoint, from which the run is another one.
         self.changes: list[str] = []
         self._terminated = False
+        self._agreement, self._agreed = AGREEMENT_STEPS, time.monotonic()
+        self._check_sharing()
         set_seed(args.seed, device_specific=True)
         checkpoints = sorted(self.output_dir.glob("checkpoint-*"))
         if checkpoints and not args.resume:
@@ -266,7 +303,7 @@ class Trainer:
             last = self.step == args.max_steps
             stops = None if last else self._agreed_stop()
             if logs or saves or last or stops is not None:
-                self._add_losses(losses)
+                self._add_losses(losses, norm)
             if logs:
                 spent = time.monotonic() - begun
                 self.log.step(
@@ -336,14 +373,17 @@ class Trainer:
         """`bf16`, or `fp32` where there is no autocast."""
         return {"no": "fp32"}.get(self.accelerator.mixed_precision, self.accelerator.mixed_precision)
 
-    def _add_losses(self, losses: torch.Tensor) -> None:
+    def _add_losses(self, losses: torch.Tensor, norm: torch.Tensor) -> None:
         """Moves the device's losses, averaged over processes, to the sum of this log line."""
         total = losses.clone() if self.processes == 1 else self.accelerator.reduce(losses, "mean")
         losses.zero_()
-        if not math.isfinite(total.item()):
+        # A gradient that is none has spoilt the weights already; the loss will say so at the next step only. (With
+        # fp16 such a step is left out.)
+        spoilt = self.accelerator.scaler is None and not math.isfinite(float(norm))
+        if spoilt or not math.isfinite(total.item()):
             raise FloatingPointError(
-                f"the loss is no number any more at step {self.step}: go on from the newest checkpoint in "
-                f"{self.output_dir} with a lower learning_rate or max_grad_norm"
+                f"the loss or its gradient is no number any more at step {self.step}: go on from the newest checkpoint "
+                f"in {self.output_dir} with a lower learning_rate or max_grad_norm"
             )
         self.loss_sum += total.item()
 
@@ -357,10 +397,13 @@ class Trainer:
             wish = int(time.time() - psutil.Process().create_time() > 60 * self.args.time_limit)
         wish = 2 if self._terminated else wish
         if self.processes > 1:
-            if self.step % AGREEMENT_STEPS:
+            if self.step % self._agreement:
                 return None
-            wishes = self.accelerator.gather(torch.tensor([wish], device=self.device))
-            wish = int(wishes.max())
+            spent, self._agreed = time.monotonic() - self._agreed, time.monotonic()
+            slow = spent > AGREEMENT_SECONDS * self._agreement / AGREEMENT_STEPS
+            wishes = self.accelerator.gather(torch.tensor([[wish, slow]], device=self.device))
+            wish, slow = int(wishes[:, 0].max()), bool(wishes[:, 1].max())
+            self._agreement = 1 if slow else AGREEMENT_STEPS
         return {0: None, 1: 0, 2: 128 + signal.SIGTERM}[wish]
 
     # -------------------- evaluation
@@ -385,7 +428,8 @@ class Trainer:
         if not (self.evaluate_first and self.history):
             return
         start, end = (metrics[self.metric] for _, metrics in (self.history[0], self.history[-1]))
-        if end < start:
+        self.worse = end < start
+        if self.worse:
             self.log.say(
                 f"WARNING: {self.metric} ended at {end:.4f}, worse than the {start:.4f} it started with: do not use "
                 f"'final'; the best model is in {self.output_dir / 'best'}",
@@ -397,10 +441,7 @@ class Trainer:
     # -------------------- checkpoints
 
     def _save(self) -> None:
-        """Writes a checkpoint beside its final name and moves it there whole, so that a kill leaves none half done.
-
-        `output_dir` must be a folder that all machines share.
-        """
+        """Writes a checkpoint beside its final name and moves it there whole, so that a kill leaves none half done."""
         target, partial = self.output_dir / f"checkpoint-{self.step:08d}", self.output_dir / "partial"
         main = self.accelerator.is_main_process
         if main:
@@ -412,7 +453,9 @@ class Trainer:
             self.bare.save_pretrained(partial, max_shard_size=MAX_FILE_SIZE)
             self._save_optimizer(partial)
             state = {name: getattr(self, name) for name in _STATE}
-            state |= {"seconds": self.seconds, "processes": self.processes, "args": dataclasses.asdict(self.args)}
+            state |= {"seconds": self.seconds, "args": self._settings()}
+            if self.accelerator.scaler is not None:
+                state["scaler"] = self.accelerator.scaler.state_dict()
             (partial / "training_state.json").write_text(json.dumps(state))
         self.accelerator.wait_for_everyone()
         if main:
@@ -432,16 +475,34 @@ class Trainer:
         random_state = checkpoint / f"rng_{self.accelerator.process_index}.pt"
         if random_state.exists():
             _set_random_state(torch.load(random_state, weights_only=True))
-        before = state["args"] | {"processes": state["processes"]}
-        now = dataclasses.asdict(self.args) | {"processes": self.processes}
+        if self.accelerator.scaler is not None and "scaler" in state:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        before = state["args"]
         self.changes = [
             f"{name} {before[name]} -> {value}"
-            for name, value in now.items()
+            for name, value in self._settings().items()
             if name in before and before[name] != value and name not in _MAY_CHANGE
         ]
         best, old = self.output_dir / "best", self.output_dir / "best.old"
         if self.accelerator.is_main_process and old.exists() and not best.exists():
             old.rename(best)  # killed between the two renames of _replace
+
+    def _settings(self) -> dict[str, Any]:
+        """All that decides what is trained, by the name of the option."""
+        settings = {name: value for kind in self.options for name, value in dataclasses.asdict(kind).items()}
+        return settings | {"processes": self.processes, "precision": self.precision}
+
+    def _check_sharing(self) -> None:
+        """Refuses processes that do not see each other's files: the first one writes what the others go on from."""
+        mark = self.output_dir / "shared"
+        if self.accelerator.is_main_process and self.processes > 1:
+            mark.mkdir(parents=True, exist_ok=True)
+        self.accelerator.wait_for_everyone()
+        if self.processes > 1 and not mark.is_dir():
+            raise RuntimeError(f"{self.output_dir} is not shared by all machines: name a folder that is")
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process and self.processes > 1:
+            mark.rmdir()
 
     def _save_optimizer(self, folder: Path) -> None:
         """Moments by parameter, as `NAME/exp_avg`, in files that are not too large."""

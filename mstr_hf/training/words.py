@@ -27,7 +27,7 @@ from mstr_hf.vocabulary import Vocabulary
 
 from .arguments import mapping
 from .log import RunLog
-from .sources import REAL_SEVERITY, RealWords, Word, WordMixture, WordSource, language_shares
+from .sources import REAL_SEVERITY, RealWord, RealWords, Word, WordMixture, WordSource, complain_once, language_shares
 from .trainer import Batch, Sample, begin_worker, to_device
 
 HEIGHT = 32
@@ -158,11 +158,23 @@ def word_data(args: WordArguments, bank: PrototypeBank) -> WordData:
         summary.append(f"{share:.0%} synthetic words ({', '.join(f'{k} {v:.0%}' for k, v in shares.items())})")
         if not heldout:
             heldout = [drawn.word(1, index, lang) for lang in languages for index in range(args.eval_words)]
+    if not heldout:
+        raise ValueError(
+            "no words to validate with: give eval_words of 1 or more, and name --val_data whose labels can be used "
+            f"where there are fewer than two pictures of each language{'; '.join(['', *filter(None, warnings)])}"
+        )
     mixture = WordMixture(parts)
     if args.overfit_images:
         candidates = (mixture.word(0, index) for index in range(ATTEMPTS * args.overfit_images))
         fitting = (word for word in candidates if fits(word.text, model_pixels(word.image).shape[1], args.max_width))
-        heldout = list(itertools.islice(fitting, args.overfit_images))
+        different: dict[tuple[str, bytes], Word] = {}
+        for word in fitting:
+            different.setdefault((word.text, word.image.tobytes()), word)
+            if len(different) == args.overfit_images:
+                break
+        heldout = list(different.values())
+        if len(heldout) < args.overfit_images:
+            raise ValueError(f"overfit_images {args.overfit_images}: only {len(heldout)} different words fit")
         mixture = WordMixture([(FixedWords(heldout), "", 1.0)])
         summary = [f"{len(heldout)} words over and over"]
     return WordData(vocabulary, mixture, heldout, "; ".join(summary), "; ".join(filter(None, warnings)))
@@ -210,6 +222,7 @@ class WordBatches:
     ):
         self.words, self.vocabulary = words, vocabulary
         self.batch_size, self.processes, self.max_width = batch_size, processes, max_width
+        self._complained: set[str] = set()
 
     def chunk(self, seed: int, number: int) -> list[Batch]:
         """The batches of one chunk."""
@@ -228,6 +241,12 @@ class WordBatches:
             pixels = model_pixels(word.image)
             if fits(word.text, pixels.shape[1], self.max_width):
                 return pixels, word
+            if isinstance(word, RealWord) and word.lang not in self._complained:
+                self._complained.add(word.lang)
+                complain_once(
+                    f"pictures of language {word.lang} that are wider than max_width {self.max_width} at height "
+                    f"{HEIGHT}, or too narrow for their text, such as {display(word.text)!r}"
+                )
         raise ValueError(f"none of {ATTEMPTS} words is at most {self.max_width} pixels wide: raise max_width")
 
 

@@ -23,6 +23,8 @@ WORDS = [
 class FakeProcessor:
     """Hands images on."""
 
+    image_processor = SimpleNamespace(to_json_string=lambda: "{}")
+
     def __call__(self, images: Sequence[Image.Image], return_tensors: str) -> "FakeInputs":
         return FakeInputs(images=images)
 

@@ -31,6 +31,20 @@ def test_tesseract_names_the_image_that_it_fails_on(tmp_path):
         Tesseract().read([tmp_path / "broken.png"], "en", "8")
 
 
+@pytest.mark.skipif(not shutil.which("tesseract"), reason="missing: tesseract")
+def test_tesseract_reads_formats_that_only_pillow_knows(image):
+    picture = Image.open(image)
+    picture.save(image.with_suffix(".tga"))
+    assert any(Tesseract().read([image.with_suffix(".tga")], "en", variant) == ["Harbour"] for variant in "78")
+
+
+def test_peers_lie_in_the_folder_that_the_program_is_called_from(tmp_path, monkeypatch):
+    (tmp_path / "readers_here.py").write_text("class Mine:\n    name = 'Mine'\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    assert [peer.name for peer in load_peers(["readers_here:Mine"])[0]] == ["Mine"]
+
+
 def test_rapidocr_reads(image):
     for package in ("rapidocr", "onnxruntime"):
         pytest.importorskip(package, reason=f"missing: {package}")

@@ -151,6 +151,18 @@ def test_an_image_that_cannot_be_read_is_named_and_left_out(run, fake_model, man
     assert "Left out, not readable: dev70.png." in (folder / "report.md").read_text(encoding="utf-8")
 
 
+def test_an_image_that_was_mended_is_read_when_the_command_is_given_again(run, fake_model, manifests):
+    file = manifests[0].parent / "dev70.png"
+    whole = file.read_bytes()
+    file.write_bytes(b"no image")
+    run(fake_model(), batch_size=2)
+    file.write_bytes(whole)
+    model = fake_model()
+    report, folder = run(model, batch_size=2)
+    assert report["unreadable"] == [] and len(lines(folder)) == 4
+    assert 70 in model.read and len(model.read) < 4
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -164,8 +176,9 @@ def test_wrong_manifests_are_refused(run, fake_model, manifests, change, message
         run(fake_model(), files=change(manifests))
 
 
-def test_labels_without_ink_are_refused(run, fake_model, manifests):
-    text = manifests[0].read_text(encoding="utf-8").replace('"Shop"', '"\\u00ad"')
+@pytest.mark.parametrize("invisible", ["\\u00ad", "\\u200d"])
+def test_labels_without_ink_are_refused(run, fake_model, manifests, invisible):
+    text = manifests[0].read_text(encoding="utf-8").replace('"Shop"', f'"{invisible}"')
     manifests[0].write_text(text, encoding="utf-8")
     with pytest.raises(EvaluationError, match=r"dev40\.png: field 'gt_text': no character with ink; leave it out"):
         run(fake_model())

@@ -5,8 +5,9 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from mstr_hf import (
 )
 from mstr_hf.hub import publish
 from mstr_hf.synthesis.words import WordsError, load_words
-from mstr_hf.training.arguments import parse_arguments
+from mstr_hf.training.arguments import mapping, parse_arguments
 from mstr_hf.training.mclip import text_rows
 from mstr_hf.training.simulator import Simulator
 
@@ -89,7 +90,7 @@ def mclip(run, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def bank(run, mclip) -> Path:
     folder = mclip.with_name("bank")
-    report = run("build_prototype_bank", "--mclip", mclip / "final", "--output", folder, "--languages", "en")
+    report = run("build_prototype_bank", "--mclip", mclip / "final", "--output", folder)
     assert report == (folder / "report.md").read_text()
     return folder
 
@@ -114,7 +115,7 @@ def test_mclip(run, mclip):
     assert {"top1", "top1_in_language", "top1_diacritics", "top1_letters_in_language", "nearest_row_max"} <= log.keys()
     model = MCLIPModel.from_pretrained(mclip / "final")
     assert (model.config.projection_dim, model.config.arcface_weight, model.config.subtype_weight) == (16, 0.1, 0.1)
-    table = run("evaluate_mclip", "--mclip", mclip / "final", "--languages", "en", "--crops", 60).splitlines()
+    table = run("evaluate_mclip", "--mclip", mclip / "final", "--crops", 60).splitlines()
     assert table[2].startswith("| en | 60 | ") and table[3].startswith("| all | 60 | ")
 
 
@@ -153,7 +154,7 @@ def test_a_trained_mclip_grows(run, mclip, tmp_path):
         (["--bank", "BANK", "--languages", "hi,en"], "begin with the bank's languages, en"),
         (["--bank", "BANK", "--languages", "en", "--architecture", "projection_dim=8"], "but the bank has 16"),
         (["--init_from", "MCLIP", "--languages", "hi,en"], "begin with its languages, in its order"),
-        (["--init_from", "MCLIP", "--languages", "en", "--arcface_weight", "0.1"], "leave them or init_from out"),
+        (["--init_from", "MCLIP", "--languages", "en", "--arcface_weight", "0.1"], "--subtype_weight 0 where"),
     ],
 )
 def test_mclip_of_other_languages_is_refused(run, mclip, bank, tmp_path, options, message):
@@ -270,16 +271,21 @@ def test_finetuning_on_ones_own_pictures(run, refiner, labelled, monkeypatch):
     assert pushed == [(folder / "final", "me/mine")]
     card = (folder / "final" / "README.md").read_text()
     assert "# me/mine\n" in card and "then 100% of 18 labelled pictures (en 18)" in card
+    assert "2 of 2, then 2 of 2, 2 samples each: 8 samples" in card and "| wrr | 0.0000 | 0.0000 |" in card
+    assert output.startswith("the checkpoint: wrr_en 0.0000")
 
 
 def test_self_check_says_how_many_words_it_knows_by_heart(run, refiner, labelled):
     options = [*WORDS, "--overfit_images", 4]
     folder = refiner.with_name("check")
-    output = run("finetune", "--checkpoint", refiner / "final", "--data", labelled, "--output_dir", folder, *options)
-    assert "self-check FAILED: 0% of 4 words by heart; give it more max_steps" in output
+    command = ["--checkpoint", refiner / "final", "--data", labelled, "--output_dir", folder, *options]
+    with pytest.raises(SystemExit, match="is a self-check"):
+        run("finetune", *command, "--push_to_hub", "me/mine")
+    with pytest.raises(SystemExit, match="self-check FAILED: 0% of 4 words by heart; give it more max_steps"):
+        run("finetune", *command)
 
 
-def test_a_bank_is_extended_by_the_characters_of_labels(run, mclip, bank, spotter, labelled):
+def test_a_bank_is_extended_by_the_characters_of_labels(run, mclip, bank, spotter, refiner, labelled):
     old, folder = PrototypeBank.from_pretrained(bank), bank.with_name("extended")
     options = ["--bank", spotter / "final", "--mclip", mclip / "final", "--data", labelled, "--crops", 2]
     output = run("extend_prototype_bank", *options, "--output", folder)
@@ -291,6 +297,12 @@ def test_a_bank_is_extended_by_the_characters_of_labels(run, mclip, bank, spotte
     # The Spotter goes on with it, and now takes the Arabic words as well.
     more = ["--init_from", spotter / "final", "--bank", folder, "--data", labelled, "--output_dir", folder / "run"]
     assert "100% of 27 labelled pictures (ar 9, en 18)" in run("train_spotter", *WORDS, *more)
+    # So does the Refiner, on that Spotter or by itself.
+    more = [*WORDS, "--data", labelled, "--init_from", refiner / "final", "--spotter", folder / "run" / "final"]
+    assert "(ar 9, en 18)" in run("train_refiner", *more, "--output_dir", folder / "refiner")
+    assert len(RefinerModel.from_pretrained(folder / "refiner" / "final").get_bank()) == len(new)
+    mine = ["--checkpoint", refiner / "final", "--bank", folder, "--data", labelled, *WORDS]
+    assert "(ar 9, en 18)" in run("finetune", *mine, "--output_dir", folder / "mine")
     with pytest.raises(ValueError, match="name a --bank to start with"):
         run("train_spotter", "--output_dir", folder / "other")
 
@@ -307,6 +319,29 @@ def test_each_config_fits_each_trainer(path):
         types += [module.WordArguments] if section != "mclip" else []
         options = parse_arguments(section, types, argv=["--output_dir", "x", "--config", str(path)])
         assert options[0].output_dir == "x" and options[0].config == [str(path)]
+
+
+@pytest.mark.parametrize(("name", "languages"), [("1lang", ["hi"]), ("3lang", ["en", "hi", "bn"])])
+def test_configs_of_fewer_languages_weigh_no_others(name, languages):
+    module = load("train_spotter")
+    configs = [str(CONFIGS / f"{config}.yaml") for config in ("base", name)]
+    types = [module.TrainingArguments, module.WordArguments, module.SpotterArguments]
+    data = parse_arguments("spotter", types, argv=["--output_dir", "x", "--config", *configs])[1]
+    weights = mapping(data.language_weights, "language_weights", languages)
+    assert not weights or list(weights) == languages
+
+
+def test_a_config_that_names_another_is_refused(tmp_path, capsys):
+    (tmp_path / "a.yaml").write_text("config: b.yaml")
+    with pytest.raises(SystemExit):
+        parse_arguments("", [load("train_spotter").TrainingArguments], argv=["--config", str(tmp_path / "a.yaml")])
+    assert "a.yaml: a config names no other: give all of them to --config" in capsys.readouterr().err
+
+
+def test_simulators_are_fitted_to_words_of_every_language():
+    words = [SimpleNamespace(lang=lang, number=number) for lang in ("en", "hi", "bn") for number in range(5)]
+    for half in load("fit_simulator").halves(words):
+        assert Counter(word.lang for word in half).keys() == {"en", "hi", "bn"} and len(half) in (6, 9)
 
 
 def test_the_seed_is_the_weights_too(run, tmp_path):

@@ -132,6 +132,12 @@ def test_a_damaged_picture_is_named_and_passed_over(labelled, vocabulary, tmp_pa
     assert errors.count("4.png: cannot be read") == 1
 
 
+def test_a_split_that_is_not_there_is_not_taken_from_another(vocabulary, tmp_path):
+    (tmp_path / "train").mkdir()
+    with pytest.raises(ValueError, match=r"no split validation: name the folder to take for it, such as .*/train"):
+        RealWords([tmp_path], vocabulary, split="validation")
+
+
 def test_paths_without_words_are_refused(vocabulary, tmp_path):
     with pytest.raises(ValueError, match=r"no .arrow files in it: convert your data with `mstr convert`"):
         RealWords([tmp_path], vocabulary)

@@ -30,6 +30,7 @@ from mstr_hf.training.trainer import (
     parameter_groups,
     to_device,
 )
+from mstr_hf.training.words import WordArguments
 
 ROOT = Path(__file__).parents[2]
 
@@ -345,6 +346,16 @@ def test_resuming_says_which_options_have_changed(tmp_path, capsys):
     assert "not the run that the checkpoint is from: learning_rate 0.01 -> 0.5\n" in capsys.readouterr().out
 
 
+def test_resuming_says_which_further_options_have_changed(tmp_path, capsys):
+    def options(severity: float) -> list[WordArguments]:
+        return [WordArguments(severity=severity)]
+
+    with pytest.raises(Killed):
+        Trainer(arguments(tmp_path), make_spotter(), killed_at(4), options=options(0.5)).train()
+    Trainer(arguments(tmp_path, resume=True), make_spotter(), batches, options=options(0.9)).train()
+    assert "not the run that the checkpoint is from: severity 0.5 -> 0.9\n" in capsys.readouterr().out
+
+
 def test_optimiser_is_saved_in_files_that_are_not_too_large(tmp_path, straight, monkeypatch):
     monkeypatch.setattr(trainer_module, "MAX_FILE_SIZE", 3000)
     with pytest.raises(Killed):
@@ -374,6 +385,22 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(tmp_path
     assert checkpoints(tmp_path) == ["checkpoint-00000003"] and not (tmp_path / "final").exists()
 
 
+def test_a_gradient_that_is_no_number_is_never_saved(tmp_path):
+    """At a step that saves: its loss is still a number, its weights are none any more."""
+    model = make_spotter()
+    calls = 0
+
+    def spoilt(gradient: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return gradient * (math.nan if calls == 6 else 1)
+
+    model.head.blank.register_hook(spoilt)
+    with pytest.raises(FloatingPointError, match="the loss or its gradient is no number any more at step 6"):
+        Trainer(arguments(tmp_path), model, batches).train()
+    assert checkpoints(tmp_path) == ["checkpoint-00000003"] and not (tmp_path / "final").exists()
+
+
 def test_resuming_a_finished_run_changes_nothing(tmp_path, straight):
     Trainer(arguments(tmp_path), make_spotter(), batches).train()
     model = Trainer(arguments(tmp_path, resume=True), make_spotter(), batches).train()
@@ -399,7 +426,9 @@ def test_fine_tuning_says_when_it_ends_worse_than_it_began(tmp_path, capsys, end
     model = make_spotter()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     args = arguments(tmp_path, max_steps=2, eval_steps=9)
-    Trainer(args, model, batches, scores(0.5, end), evaluate_first=True).train()
+    trainer = Trainer(args, model, batches, scores(0.5, end), evaluate_first=True)
+    trainer.train()
+    assert trainer.worse == warned
     output = capsys.readouterr().out
     assert ("WARNING: wrr ended at 0.4000, worse than the 0.5000 it started with" in output) == warned
     best = SpotterModel.from_pretrained(tmp_path / "best").state_dict()
@@ -554,18 +583,50 @@ def test_all_processes_stop_when_one_is_told_to(tmp_path, run_in_two_processes):
     assert log(tmp_path)[-1]["event"] == "stop" and not (tmp_path / "final").exists()
 
 
-def test_a_launch_that_started_too_few_processes_is_refused(tmp_path):
+@pytest.mark.parametrize("by_file", [False, True], ids=["option", "config file"])
+def test_a_launch_that_started_too_few_processes_is_refused(tmp_path, by_file):
+    config = tmp_path / "accelerate.yaml"
+    config.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nnum_machines: 1\nnum_processes: 2\nuse_cpu: true\n"
+        "mixed_precision: 'no'\nmachine_rank: 0\n"
+    )
+    options = ["--config_file", config] if by_file else ["--cpu", "--num_processes", "2"]
     (tmp_path / "run.py").write_text(
         "from pathlib import Path\n"
         "from test_trainer import *\n"
         f"Trainer(arguments(Path({str(tmp_path / 'run')!r})), make_spotter(), batches).train()\n"
     )
-    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2"]
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *options]
     environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{ROOT}", "OMP_NUM_THREADS": "1"}
     result = subprocess.run([*launch, tmp_path / "run.py"], env=environment, capture_output=True, text=True)
     assert result.returncode
     assert "1 process started, but the launcher was asked for 2: add --multi_gpu" in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="missing: Linux, whose processes learn that their parent died")
+def test_a_single_process_saves_when_its_launcher_is_told_to_stop(tmp_path):
+    (tmp_path / "run.py").write_text(
+        "from pathlib import Path\n"
+        "from test_trainer import *\n"
+        f"args = arguments(Path({str(tmp_path / 'run')!r}), max_steps=100_000, log_steps=1)\n"
+        "Trainer(args, make_spotter(), batches).train()\n"
+    )
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "1"]
+    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{ROOT}", "OMP_NUM_THREADS": "1"}
+    command = [*launch, tmp_path / "run.py"]
+    job = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.PIPE, text=True)
+    assert job.stdout is not None
+    try:
+        for line in job.stdout:
+            if line.startswith("step 2 "):
+                break
+        os.kill(job.pid, signal.SIGTERM)
+        rest = job.stdout.read()  # up to the end of the trainer, which has the pipe too
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
+    assert "told to stop: saved at step " in rest and checkpoints(tmp_path / "run")
 
 
 class FromWorkers(IterableDataset):

@@ -265,6 +265,22 @@ def test_pictures_alone_need_no_fonts_and_two_are_enough_to_learn_by_heart(label
         word_data(WordArguments(data=[str(labelled)]), bank_of(build_vocabulary(load_charsets(["hi"])), slice(0, 5)))
 
 
+def test_nothing_to_validate_with_is_refused(labelled, vocabulary):
+    with pytest.raises(ValueError, match="no words to validate with: give eval_words of 1 or more"):
+        word_data(WordArguments(data=[str(labelled)], eval_words=0), bank_of(vocabulary))
+    with pytest.raises(ValueError, match="overfit_images 99: only 27 different words fit"):
+        word_data(WordArguments(data=[str(labelled)], overfit_images=99), bank_of(vocabulary))
+
+
+def test_pictures_that_are_too_wide_are_named_once_a_language(labelled, vocabulary, capsys):
+    words = word_data(WordArguments(data=[str(labelled)]), bank_of(vocabulary)).train
+    widths = [model_pixels(words.word(0, index).image).shape[1] for index in range(27)]
+    batches = WordBatches(words, vocabulary, 3, 1, max_width=sorted(widths)[3])
+    batches.chunk(0, 0)
+    errors = capsys.readouterr().err
+    assert errors.count("left out: pictures of language en that are wider than max_width") == 1
+
+
 def test_accuracy_is_by_language_and_their_mean(vocabulary):
     texts = [("one", "en"), ("two", "en"), ("three", "en"), ("four", "en"), ("سلام", "ar"), ("خبز", "ar")]
     words = [make_word(text, 40 + 8 * place, lang) for place, (text, lang) in enumerate(texts)]
