@@ -92,20 +92,17 @@ def onnx(int8: bool) -> Callable[[argparse.Namespace], Read]:
     """Ours in ONNX Runtime, on the CPU."""
 
     def load(arguments: argparse.Namespace) -> Read:
-        from transformers import AutoModel, AutoProcessor
+        from transformers import AutoProcessor
 
         from mstr_hf.hub.cache import CHECKPOINT
         from mstr_hf.reading import read_images
 
         optional("onnxruntime", "mstr_hf[onnx]")
-        from mstr_hf.export import export_onnx
         from mstr_hf.onnx_runtime import OnnxRefiner
 
-        name = arguments.model or str(CHECKPOINT)
-        processor = AutoProcessor.from_pretrained(name)
-        with tempfile.TemporaryDirectory() as folder:
-            export_onnx(AutoModel.from_pretrained(name).eval(), processor, Path(folder), int8=int8)
-            model = OnnxRefiner.from_pretrained(folder)
+        # Exported by a process of its own, whose time and memory are not those of reading.
+        model = OnnxRefiner.from_pretrained(Path(arguments.exports, EXPORTS[int8]))
+        processor = AutoProcessor.from_pretrained(arguments.model or str(CHECKPOINT))
 
         def read(paths: Sequence[str], batch_size: int) -> list[str]:
             return texts_of(read_images(model, processor, [Path(path) for path in paths], batch_size))
@@ -113,6 +110,23 @@ def onnx(int8: bool) -> Callable[[argparse.Namespace], Read]:
         return read
 
     return load
+
+
+def export(model: str | None, folder: Path, int8: bool) -> None:
+    """Exports our checkpoint to a folder that is not there yet.
+
+    Raises:
+        Missing: If it cannot be exported.
+    """
+    if folder.exists():
+        return
+    command = [sys.executable, "-m", "mstr_hf.cli", "export", str(folder), *["--int8"] * int8]
+    command += ["--model", model] if model else []
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise Missing(f"no export: {''.join(done.stderr.strip().splitlines()[-1:])}")
 
 
 def texts_of(readings: Iterable[Any]) -> list[str]:
@@ -249,6 +263,8 @@ SYSTEMS: dict[str, Callable[[argparse.Namespace], Read]] = {
 }
 """What is measured, in the order of the tables. The first is what the others are compared with."""
 
+EXPORTS = {False: "float32", True: "int8"}
+UNTRAINED = ("docTR", "TrOCR", "MGP-STR")
 WITHOUT_GPU = ("mstr, ONNX", "mstr, ONNX int8", "RapidOCR recogniser", "Tesseract")
 
 
@@ -297,6 +313,9 @@ def work(arguments: argparse.Namespace) -> None:
     def answer(content: dict[str, Any]) -> None:
         print(json.dumps(content), file=answers, flush=True)
 
+    if arguments.device == "cpu" and hasattr(os, "sched_setaffinity"):
+        # As many cores as threads: else those who decode images beside the model would have another one.
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-arguments.threads :])
     if arguments.worker != "Tesseract":
         try:
             import torch
@@ -316,7 +335,8 @@ def work(arguments: argparse.Namespace) -> None:
             torch.cuda.synchronize()
         seconds, cpu = time.perf_counter() - start, processor_time() - cpu
         assert len(texts) == len(request["paths"]), f"{arguments.worker}: {len(texts)} texts"
-        answer({"seconds": seconds, "cpu": cpu, "memory": peak_memory()})
+        texts = texts if request["texts"] else []
+        answer({"seconds": seconds, "cpu": cpu, "memory": peak_memory(), "texts": texts})
 
 
 def processor_time() -> float:
@@ -363,10 +383,11 @@ class Worker:
             raise Missing(reply["missing"])
         self.load_seconds = time.perf_counter() - start
 
-    def read(self, paths: Sequence[str], batch_size: int) -> dict[str, float]:
-        """Reads images: `seconds`, `cpu` seconds, peak `memory` in bytes."""
+    def read(self, paths: Sequence[str], batch_size: int, texts: bool = False) -> dict[str, Any]:
+        """Reads images: `seconds`, `cpu` seconds, peak `memory` in bytes; and `texts` if they are wanted."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"paths": list(paths), "batch_size": batch_size}) + "\n")
+        request = {"paths": list(paths), "batch_size": batch_size, "texts": texts}
+        self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         return self._answer()
 
@@ -398,7 +419,7 @@ def main() -> None:
     add("--output", type=Path, metavar="FOLDER", help="where to write; made if needed")
     add("--systems", type=names, metavar="NAME;NAME", help=f"some of: {'; '.join(SYSTEMS)}")
     add("--batch_sizes", type=numbers, default=[1, 8, 64, 256], metavar="N,N", help="default: 1,8,64,256")
-    add("--threads", type=numbers, default=[1, 2], metavar="N,N", help="default: 1,2")
+    add("--threads", type=numbers, metavar="N,N", help="default: 1,2")
     add("--rounds", type=int, default=5, metavar="N", help="default: 5")
     add("--seconds", type=float, default=0.5, help="time of one measurement, about (default: 0.5)")
     add(
@@ -412,8 +433,8 @@ def main() -> None:
     add("--model", metavar="NAME", help="our checkpoint: folder or Hub repository (default: the bundled one)")
     add("--device", default="cpu", help="cpu, or a GPU such as cuda:0 (default: cpu)")
     add("--quick", action="store_true", help="one thread, batches of 1 and 64, two short rounds")
-    add("--scaling", action="store_true", help="instead: how cost grows with bank, length, batch and languages")
-    for option in ("--worker", "--languages"):  # of the script's own processes
+    add("--scaling", action="store_true", help="instead, of ours alone: how cost grows; a roofline note")
+    for option in ("--worker", "--languages", "--exports"):  # of the script's own processes
         add(option, help=argparse.SUPPRESS)
     add("--characters", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -421,7 +442,8 @@ def main() -> None:
         arguments.threads = arguments.threads[0]
         return work(arguments)
     if arguments.quick:
-        arguments.threads, arguments.batch_sizes, arguments.rounds, arguments.seconds = [1], [1, 64], 2, 0.1
+        arguments.batch_sizes, arguments.rounds, arguments.seconds = [1, 64], 2, 0.1
+    arguments.threads = arguments.threads or ([1] if arguments.quick else [1, 2])
     if not arguments.output:
         parser.error("--output FOLDER is needed")
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -509,27 +531,42 @@ def benchmark(arguments: argparse.Namespace, paths: Sequence[str]) -> dict[str, 
     options = ["--characters", str(characters), "--languages", json.dumps(languages)]
     options += ["--model", arguments.model] if arguments.model else []
     pythons = dict(arguments.python)
+    exports = tempfile.TemporaryDirectory()
+    options += ["--exports", exports.name]
     chosen = [name for name in arguments.systems or SYSTEMS if arguments.device == "cpu" or name not in WITHOUT_GPU]
-    rows, missing = [], {}
+    start = start_up(paths[0], arguments) if "mstr" in chosen else None
+    references = {record["filename"]: record["gt_text"] for record in records}
+    rows, missing, accuracy = [], {}, {}
     for threads in arguments.threads:
         workers = []
         for name in chosen:
             python = next((python for start, python in pythons.items() if name.startswith(start)), sys.executable)
             try:
+                if name.startswith("mstr, ONNX"):
+                    int8 = name.endswith("int8")
+                    export(arguments.model, Path(exports.name, EXPORTS[int8]), int8)
                 workers.append(Worker(name, python, threads, arguments.device, options))
             except Missing as error:
                 missing[name] = str(error)
                 print(f"{name} skipped: {error}", file=sys.stderr)
         try:
             rows += measure(workers, threads, arguments, paths, missing)
+            for worker in workers:
+                if references and worker.name not in accuracy and not worker.name.startswith(UNTRAINED):
+                    try:
+                        accuracy[worker.name] = right(worker, paths, references, max(arguments.batch_sizes))
+                    except Missing as error:
+                        missing[worker.name] = str(error)
         finally:
             for worker in workers:
                 worker.close()
+    exports.cleanup()
     return {
         "machine": machine(arguments.device),
         "images": {"count": len(paths), "mean_characters": characters, "labelled": bool(records)},
         "rounds": arguments.rounds,
-        "start": start_up(paths[0], arguments) if chosen[0] == "mstr" else None,
+        "start": start,
+        "accuracy": accuracy,
         "rows": rows,
         "missing": missing,
     }
@@ -564,7 +601,8 @@ def measure(
                 if per_word * batch_size > MAX_SECONDS:
                     row["left_out"] = f"a batch would take more than {MAX_SECONDS} s"
                     continue
-                least = max(batch_size, 8)  # words differ
+                # Words differ, and most so for us, who look at some of them several times.
+                least = max(batch_size, 64 if worker.name.startswith("mstr") else 8)
                 for _ in range(2):  # the first call of a size may prepare what the second one needs
                     per_word = worker.read(words(paths, least), batch_size)["seconds"] / least
                 row["words"] = least * max(1, round(arguments.seconds / per_word / least))
@@ -595,6 +633,16 @@ def measure(
     return [row for row in rows.values() if row["rounds"] or "left_out" in row]
 
 
+def right(worker: Worker, paths: Sequence[str], references: dict[str, str], batch_size: int) -> float:
+    """Share of the labelled images that a worker reads right."""
+    from mstr_hf.models.text import normalise
+
+    labelled = [path for path in paths if Path(path).name in references]
+    texts = worker.read(labelled, min(64, batch_size), texts=True)["texts"]
+    pairs = zip(labelled, texts, strict=True)
+    return statistics.mean(normalise(text) == normalise(references[Path(path).name]) for path, text in pairs)
+
+
 def words(paths: Sequence[str], count: int, start: int = 0) -> list[str]:
     """Paths in their order, from the first again after the last."""
     return [paths[(start + index) % len(paths)] for index in range(count)]
@@ -614,7 +662,9 @@ def start_up(path: str, arguments: argparse.Namespace) -> dict[str, float]:
     seconds = []
     for _ in range(arguments.rounds + 1):
         start = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True, env=environment)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        if done.returncode:
+            raise SystemExit(f"`mstr read` fails: {''.join(done.stderr.strip().splitlines()[-1:])}")
         seconds.append(time.perf_counter() - start)
     return spread(seconds[1:])
 
@@ -653,14 +703,16 @@ def markdown(report: dict[str, Any]) -> str:
         "# Speed of reading from image files",
         "",
         f"{', '.join(report['machine'].values())}; {images['count']} images, {images['mean_characters']} characters "
-        f"on average; median of {report['rounds']} rounds (least to greatest). A ratio says how many times as long as "
-        "our default a system takes for a word. Start: from the start of the process to the first reading.",
+        f"on average; median of {report['rounds']} rounds (least to greatest). A ratio says how many times as long "
+        "as our default a system takes for a word. Each has as many cores as threads. Start: from the start of the "
+        "process to the first reading. MB: the most memory of the process so far, batches of all sizes tried. Right: "
+        "share of the labelled images, where weights are trained.",
         "",
     ]
     if start:
         lines += [f"The command `mstr read` for one image: {_range(start)} s.", ""]
     head = ["system", "threads", "batch", "words/s", "ms a word", "CPU ms a word", "ratio", "CPU ratio"]
-    head += ["start, s", "MB"]
+    head += ["start, s", "MB", "right, %"]
     table = [head, ["---", *["--:"] * (len(head) - 1)]]
     for row in report["rows"]:
         cells = [row["system"], str(row["threads"]), str(row["batch_size"])]
@@ -670,7 +722,9 @@ def markdown(report: dict[str, Any]) -> str:
         cells.append(f"{1 / row['seconds']['median']:.0f}")
         cells += [_range(row[kind], 1000) for kind in ("seconds", "cpu")]
         cells += [_range(row[f"{kind}_ratio"]) if row[f"{kind}_ratio"] else "-" for kind in ("seconds", "cpu")]
-        table.append([*cells, f"{row['start_seconds']:.1f}", f"{row['memory'] / 1e6:.0f}"])
+        share = report["accuracy"].get(row["system"])
+        cells += [f"{row['start_seconds']:.1f}", f"{row['memory'] / 1e6:.0f}"]
+        table.append([*cells, "-" if share is None else f"{100 * share:.1f}"])
     lines += ["| " + " | ".join(row) + " |" for row in table]
     lines += ["", *(f"{name} left out: {reason}." for name, reason in report["missing"].items())]
     return "\n".join(lines).rstrip() + "\n"
@@ -728,7 +782,8 @@ def scaling(arguments: argparse.Namespace) -> dict[str, Any]:
 
     torch.set_num_threads(arguments.threads[0])
     name = arguments.model or str(CHECKPOINT)
-    model = AutoModel.from_pretrained(name).eval().to(arguments.device)
+    model = AutoModel.from_pretrained(name).eval()
+    model.to(arguments.device, memory_format=torch.channels_last)  # as `mstr read` has it
     processor = AutoProcessor.from_pretrained(name)
     bank = model.get_bank()
     inputs = text_images(processor, 8, 64).to(arguments.device)
@@ -765,7 +820,7 @@ def scaling(arguments: argparse.Namespace) -> dict[str, Any]:
         size = 64 if count <= 10_000 else 8 if count <= 100_000 else 1
         batch = take(inputs, size)
         model.set_bank(grown(bank, count))
-        table[count] = per_word(size, partial(model.recognise, **batch, languages=languages))
+        table[max(count, len(bank))] = per_word(size, partial(model.recognise, **batch, languages=languages))
     return report
 
 

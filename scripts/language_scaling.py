@@ -3,12 +3,13 @@
     python scripts/language_scaling.py --output runs/scaling --manifests real.jsonl --fonts FOLDER
 
 For each set of languages (hi; hi, bn and en; all six) and each of two seeds it trains mCLIP, builds the bank, trains
-the Spotter and the Refiner, with the same number of samples *a language*, and scores the model on synthetic words in
-fonts that training never saw, and on the words of the manifests. It writes `results.json`, `table.md` and `plot.svg`.
+the Spotter and the Refiner, with the same number of samples *a language* (of mCLIP's crops, a language has as many as
+its share of the characters), and scores the model on synthetic words in fonts that training never saw, and on the words
+of the manifests. It writes `results.json`, `table.md` and `plot.svg`.
 What was stopped goes on when the command is given again.
 
 The default numbers of samples take days on a CPU. Scores below 25% WRR say that training was too short to conclude
-anything, and no conclusion is drawn from them.
+anything: where any training of a comparison has them, no conclusion is drawn.
 """
 
 import argparse
@@ -41,8 +42,9 @@ from mstr_hf.synthesis.words import load_words
 from mstr_hf.vocabulary import build_vocabulary
 
 SCRIPTS = Path(__file__).parent
-SETS = ("hi", "hi,bn,en", "hi,bn,en,ta,te,ar")
-SEEDS = (0, 1)
+SETS = ["hi", "hi,bn,en", "hi,bn,en,ta,te,ar"]
+SEEDS = [0, 1]
+SYNTHETIC = "synthetic"
 # Words that neither a trainer's evaluation (seed 1) nor a calibration (2) draws.
 TEST_SEED = 3
 SEVERITY = 0.54
@@ -84,7 +86,13 @@ def main() -> None:
     add("--batch-size", type=int, default=64)
     args = parser.parse_args()
 
-    settings = {name: str(value) for name, value in sorted(vars(args).items()) if name != "output"}
+    try:
+        check_manifests(args.manifests)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    # What a model is scored on does not belong to its training.
+    trained = {name: value for name, value in sorted(vars(args).items()) if name not in ("output", "manifests")}
+    settings = {name: str(value) for name, value in trained.items()}
     file = args.output / "settings.json"
     if read_json(file) not in (None, settings):
         parser.error(f"{args.output} holds an experiment with other options: name another folder, or delete it")
@@ -104,14 +112,29 @@ def main() -> None:
     print(text)
 
 
+def check_manifests(manifests: Sequence[Path]) -> None:
+    """Reads manifests before days of training, which would not have to be done again, but whose user would be gone.
+
+    Raises:
+        OSError: If one cannot be read.
+        ValueError: If one is malformed, or their names are not different.
+    """
+    stems = [SYNTHETIC, "together", *(manifest.stem for manifest in manifests)]
+    for stem in stems:
+        if stems.count(stem) > 1:
+            raise ValueError(f"two sets of test words are called {stem}: rename a manifest")
+    for manifest in manifests:
+        read_manifest(manifest)
+
+
 def draw_test_words(args: argparse.Namespace, languages: Sequence[str]) -> Path:
     """Draws the synthetic test words, the same for all models, and writes their manifest.
 
     A word's font family stands for its photograph, since words in one font fail together. Words that not every model
     can spell, such as Latin codes among the Hindi, are left out.
     """
-    folder = args.output / "synthetic"
-    manifest = folder / "synthetic.jsonl"
+    folder = args.output / SYNTHETIC
+    manifest = folder / f"{SYNTHETIC}.jsonl"
     if manifest.exists():
         return manifest
     synthesiser = WordSynthesiser(
@@ -131,7 +154,7 @@ def draw_test_words(args: argparse.Namespace, languages: Sequence[str]) -> Path:
             name = f"{lang}_{index:05d}.png"
             Image.fromarray(word.image).save(folder / name)
             entry = {"id": name, "path_rel": name, "filename": name, "gt_text": word.text, "lang": lang}
-            lines.append(json.dumps({**entry, "dataset": "synthetic", "photo": word.family}, ensure_ascii=False))
+            lines.append(json.dumps({**entry, "dataset": SYNTHETIC, "photo": word.family}, ensure_ascii=False))
     partial = folder / "partial"
     partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
     partial.replace(manifest)
@@ -139,11 +162,8 @@ def draw_test_words(args: argparse.Namespace, languages: Sequence[str]) -> Path:
 
 
 def train_and_score(args: argparse.Namespace, run: Run, manifests: Sequence[Path]) -> Result:
-    """Trains one model and scores it, or gives what a run before this one found."""
+    """Trains one model and scores it; what a run before this one did is not done again."""
     folder = args.output / run.name
-    file = folder / "result.json"
-    if found := read_json(file):
-        return found
     folder.mkdir(parents=True, exist_ok=True)
 
     def train(script: str, samples: int, options: Sequence[str | Path]) -> Path:
@@ -164,7 +184,9 @@ def train_and_score(args: argparse.Namespace, run: Run, manifests: Sequence[Path
     spotter = train("train_spotter", args.words, ["--bank", bank, *weights])
     refiner = train("train_refiner", args.refiner_words, ["--spotter", spotter, *weights])
     checkpoint = folder / "checkpoint"
-    assemble(RefinerModel.from_pretrained(refiner), checkpoint)
+    if not checkpoint.exists():
+        assemble(RefinerModel.from_pretrained(refiner), folder / "partial")
+        (folder / "partial").rename(checkpoint)
 
     model = AutoModel.from_pretrained(checkpoint).eval()
     processor = AutoProcessor.from_pretrained(checkpoint)
@@ -178,16 +200,18 @@ def train_and_score(args: argparse.Namespace, run: Run, manifests: Sequence[Path
                 row["words"]: {"n": row["n"], **{name: row["readers"][REFINER][name] for name in ("wrr", "crr")}}
                 for row in scored["rows"]
             }
-    result = {
+    file = folder / "speed.json"
+    if (speed := read_json(file)) is None:
+        speed = round(words_per_second(model, processor, manifests[0], run.languages[0]), 1)
+        write_json(file, speed)
+    return {
         "languages": list(run.languages),
         "seed": run.seed,
         "parameters": model.num_parameters(),
         "bank_rows": len(model.get_bank()),
-        "words_per_second": round(words_per_second(model, processor, manifests[0], run.languages[0]), 1),
+        "words_per_second": speed,
         "scores": scores,
     }
-    write_json(file, result)
-    return result
 
 
 def step(output: Path, command: Sequence[object]) -> None:
@@ -227,7 +251,10 @@ def words_per_second(model: Any, processor: Any, manifest: Path, lang: str) -> f
 def over_seeds(
     results: Sequence[Result], test: str, lang: str, languages: Sequence[str], metric: str
 ) -> Figure | None:
-    """The mean of a metric over seeds, from the lowest to the highest end of its intervals; None if not scored."""
+    """The mean of a metric over seeds, from the lowest to the highest end of its intervals; None if not scored.
+
+    `least` is the lowest of the values.
+    """
     figures = [
         result["scores"][test][lang][metric]
         for result in results
@@ -238,6 +265,7 @@ def over_seeds(
     lows, highs = ([figure[end] for figure in figures if figure[end] is not None] for end in ("low", "high"))
     return {
         "value": sum(figure["value"] for figure in figures) / len(figures),
+        "least": min(figure["value"] for figure in figures),
         "low": min(lows, default=None),
         "high": max(highs, default=None),
     }
@@ -304,7 +332,7 @@ def conclusions(results: Sequence[Result]) -> list[str]:
 
 def _change(before: Figure, after: Figure) -> str:
     values = [figure["value"] for figure in (before, after)]
-    if min(value or 0 for value in values) < MIN_WRR:
+    if min(figure["least"] or 0 for figure in (before, after)) < MIN_WRR:
         return "no conclusion may be drawn: WRR below 25."
     change = 100 * ((values[1] or 0) - (values[0] or 0))
     ends = [before["low"], before["high"], after["low"], after["high"]]

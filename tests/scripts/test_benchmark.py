@@ -25,6 +25,8 @@ def test_tables_of_our_own_systems(tmp_path, tiny_checkpoint):
     options += ["--systems", "mstr;mstr, Spotter alone;docTR parseq"]
     result = run(*options, "--python", f"docTR={tmp_path / 'python'}")
     assert result.returncode == 2 and "docTR" in result.stderr  # there is no such Python
+    result = run(*options, "--model", tmp_path / "nowhere")
+    assert result.returncode == 1 and "`mstr read` fails: " in result.stderr and "nowhere" in result.stderr
     result = run(*options)
     assert result.returncode == 0, result.stderr[-2000:]
     report = json.loads((tmp_path / "benchmark.json").read_text())
@@ -36,6 +38,8 @@ def test_tables_of_our_own_systems(tmp_path, tiny_checkpoint):
             assert 0 < row[kind]["min"] <= row[kind]["median"] <= row[kind]["max"]
         assert len(row["rounds"]) == report["rounds"] and row["memory"] > 1e7 and row["start_seconds"] > 0
     assert rows["mstr", 1]["seconds_ratio"]["max"] == 1
+    assert set(report["accuracy"]) >= {"mstr", "mstr, Spotter alone"}
+    assert all(0 <= share <= 1 for share in report["accuracy"].values()) and report["start"]["min"] > 0
     table = (tmp_path / "benchmark.md").read_text()
     assert sum(line.startswith("| mstr") for line in table.splitlines()) == 4
     assert ("docTR parseq" in report["missing"]) == ("docTR parseq left out: no package doctr" in table)

@@ -43,8 +43,9 @@ def test_seeds_are_averaged_and_their_intervals_spanned(script):
         result(HI, 1, hi=figure(0.5, 0.42, 0.61)),
         result(THREE, 0, hi=figure(0.9), en=figure(0.7)),
     ]
-    assert script.over_seeds(results, "real", "hi", HI, "wrr") == figure(pytest.approx(0.45), 0.3, 0.61)
-    assert script.over_seeds(results, "real", "hi", THREE, "wrr") == figure(0.9)
+    mean = {**figure(pytest.approx(0.45), 0.3, 0.61), "least": 0.4}
+    assert script.over_seeds(results, "real", "hi", HI, "wrr") == mean
+    assert script.over_seeds(results, "real", "hi", THREE, "wrr") == {**figure(0.9), "least": 0.9}
     assert script.over_seeds(results, "real", "en", HI, "wrr") is None
 
 
@@ -62,6 +63,34 @@ def test_seeds_are_averaged_and_their_intervals_spanned(script):
 def test_conclusions_need_words_that_are_read_and_intervals_apart(script, before, after, conclusion):
     results = [result(HI, 0, hi=before), result(THREE, 0, hi=after, en=figure(0.5))]
     assert script.conclusions(results) == [f"Hindi, real, 1 to 3 languages: {conclusion}"]
+
+
+def test_each_training_has_to_read_enough_for_a_conclusion(script):
+    results = [
+        result(HI, 0, hi=figure(0.1, 0.05, 0.15)),
+        result(HI, 1, hi=figure(0.5, 0.45, 0.55)),
+        result(THREE, 0, hi=figure(0.9, 0.8, 1)),
+    ]
+    assert script.conclusions(results) == [
+        "Hindi, real, 1 to 3 languages: no conclusion may be drawn: WRR below 25."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a/manifest.jsonl", "b/manifest.jsonl"], "two sets of test words are called manifest: rename a manifest"),
+        (["a/synthetic.jsonl"], "two sets of test words are called synthetic: rename a manifest"),
+        (["a/nowhere.jsonl"], "nowhere.jsonl"),
+    ],
+)
+def test_manifests_are_looked_at_before_the_training(script, tmp_path, monkeypatch, capsys, names, message):
+    monkeypatch.setattr(script, "draw_test_words", lambda *args: pytest.fail("goes on"))
+    paths = [str(tmp_path / name) for name in names]
+    monkeypatch.setattr(sys, "argv", ["language_scaling.py", "--output", str(tmp_path / "out"), "--manifests", *paths])
+    with pytest.raises(SystemExit):
+        script.main()
+    assert message in capsys.readouterr().err
 
 
 def test_report_and_plot(script):
@@ -129,8 +158,16 @@ def test_from_fonts_to_a_table(script, fonts, tmp_path, monkeypatch, capsys, req
     assert (tmp_path / "table.md").read_text(encoding="utf-8") in printed and (tmp_path / "plot.svg").exists()
 
     count = len(ran)
+    # Other words to score need no other training, and an option is the same when it is spelled out.
+    manifest = tmp_path / "words.jsonl"
+    lines = (tmp_path / "synthetic" / "synthetic.jsonl").read_text(encoding="utf-8")
+    manifest.write_text(lines.replace('"path_rel": "', '"path_rel": "synthetic/'), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["language_scaling.py", *command, "--manifests", str(manifest)])
     script.main()
     assert len(ran) == count
+    again = json.loads((tmp_path / "results.json").read_text())
+    assert again[0]["scores"]["words"] == again[0]["scores"]["synthetic"] == results[0]["scores"]["synthetic"]
+    assert again[0]["words_per_second"] == results[0]["words_per_second"]
     monkeypatch.setattr(sys, "argv", ["language_scaling.py", *command, "--words", "5"])
     with pytest.raises(SystemExit):
         script.main()
