@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from mstr_hf.models.modeling_spotter import SpotterModel
 from mstr_hf.models.text import display
-from mstr_hf.training.simulator import Observations, Simulator, divergences, note, observe, with_prefixes
+from mstr_hf.training.simulator import Observations, Simulator, divergences, note, observe
 from mstr_hf.training.sources import RealWords, Word
 from mstr_hf.training.words import WordArguments, collate, model_pixels, synthesisers
 from mstr_hf.vocabulary import Vocabulary
@@ -84,7 +84,7 @@ def simulate(simulator: Simulator, words: list[Word], vocabulary: Vocabulary) ->
         for start in range(0, len(words), 256):
             part = words[start : start + 256]
             batch = collate([(model_pixels(word.image), word) for word in part], vocabulary)
-            prefix = with_prefixes(batch, simulator, (SEED, draw, start))["prefix"]
+            prefix = simulator.with_prefixes(batch, (SEED, draw, start))["prefix"]
             note(found, [word.text for word in part], prefix, vocabulary)
     return found
 

@@ -16,7 +16,7 @@ from mstr_hf.models.modeling_refiner import RefinerModel
 from mstr_hf.models.modeling_spotter import SpotterModel
 from mstr_hf.training.arguments import TrainingArguments, mapping, parse_arguments
 from mstr_hf.training.finish import finish
-from mstr_hf.training.simulator import Simulator, with_prefixes
+from mstr_hf.training.simulator import Simulator
 from mstr_hf.training.trainer import Batch, Trainer
 from mstr_hf.training.words import (
     WordArguments,
@@ -64,12 +64,11 @@ def main() -> None:
             process,
             processes,
             data.max_width,
+            simulator,
         )
-        for number, batch in enumerate(stream, first):
+        for batch in stream:
             if not refiner.joint:
                 batch.pop("frame_labels")  # where characters stand is for the Spotter's frames only
-            if simulator is not None:
-                batch = with_prefixes(batch, simulator, (args.seed, number, process))
             yield batch
 
     trainer = Trainer(

@@ -202,6 +202,10 @@ class Simulator:
             for rank in range(-1, self.top_k + 1)
         }
 
+    def with_prefixes(self, batch: Batch, seed: Sequence[int]) -> Batch:
+        """The batch with simulated hypotheses as its `prefix` (see `RefinerModel.forward`); a function of the seed."""
+        return {**batch, "prefix": self.simulate(batch["labels"], np.random.default_rng(list(seed)))}
+
     def simulate(self, labels: torch.Tensor, rng: np.random.Generator, max_length: int = 64) -> dict[str, torch.Tensor]:
         """Hypotheses for labels.
 
@@ -311,11 +315,6 @@ class Simulator:
         if strange := set(found.seen) - set(bank.characters):
             raise ValueError(f"{path}: characters {sorted(strange)[:5]} are not in the bank: fit it to this Spotter")
         return cls(found, bank)
-
-
-def with_prefixes(batch: Batch, simulator: Simulator, seed: Sequence[int]) -> Batch:
-    """The batch with simulated hypotheses as its `prefix` (see `RefinerModel.forward`); a function of the seed."""
-    return {**batch, "prefix": simulator.simulate(batch["labels"], np.random.default_rng(list(seed)))}
 
 
 def divergences(first: Observations, second: Observations) -> dict[str, float]:

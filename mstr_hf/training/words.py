@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,6 +30,9 @@ from .arguments import mapping
 from .log import RunLog
 from .sources import REAL_SEVERITY, RealWord, RealWords, Word, WordMixture, WordSource, complain_once, language_shares
 from .trainer import Batch, Sample, begin_worker, to_device
+
+if TYPE_CHECKING:
+    from .simulator import Simulator  # which measures a Spotter on batches of words
 
 HEIGHT = 32
 # Pixels a frame: two frames for each column of four pixels.
@@ -210,6 +214,7 @@ class WordBatches:
         batch_size: Words a batch.
         processes: Training processes, which take turns.
         max_width: Widest word, in pixels at the models' height.
+        simulator: Gives each batch simulated readings of the Spotter.
     """
 
     def __init__(
@@ -219,9 +224,11 @@ class WordBatches:
         batch_size: int,
         processes: int,
         max_width: int = 192,
+        simulator: Simulator | None = None,
     ):
         self.words, self.vocabulary = words, vocabulary
         self.batch_size, self.processes, self.max_width = batch_size, processes, max_width
+        self.simulator = simulator
         self._complained: set[str] = set()
 
     def chunk(self, seed: int, number: int) -> list[Batch]:
@@ -232,7 +239,14 @@ class WordBatches:
         groups = [words[start : start + self.batch_size] for start in range(0, size, self.batch_size)]
         # The same order of widths in every process: each step waits for the slowest.
         random.Random(f"{seed}/chunk/{number // self.processes}").shuffle(groups)
-        return [collate(group, self.vocabulary) for group in groups]
+        batches = [collate(group, self.vocabulary) for group in groups]
+        if self.simulator is None:
+            return batches
+        turn, process = divmod(number, self.processes)
+        return [
+            self.simulator.with_prefixes(batch, (seed, place, process))
+            for place, batch in enumerate(batches, CHUNK * turn)
+        ]
 
     def _fitting(self, seed: int, index: int) -> tuple[np.ndarray, Word]:
         """The word at a position, or another one in its place if it is too wide or too dense."""
@@ -260,9 +274,10 @@ def word_batches(
     process: int,
     processes: int,
     max_width: int = 192,
+    simulator: Simulator | None = None,
 ) -> Iterator[Batch]:
     """Endless batches of one training process from a given one on (see `Trainer`)."""
-    draw = WordBatches(words, vocabulary, batch_size, processes, max_width).chunk
+    draw = WordBatches(words, vocabulary, batch_size, processes, max_width, simulator).chunk
     chunks = SyntheticStream(draw, seed, first // CHUNK * processes, process, processes)
     skip = first % CHUNK
     prefetch = 2 if num_workers else None
@@ -277,12 +292,17 @@ def word_batches(
     )
     for chunk in loader:
         for batch in chunk[skip:]:
-            yield {name: torch.from_numpy(array) for name, array in batch.items()}
+            yield _each(torch.from_numpy, batch)
         skip = 0
 
 
-def _to_arrays(chunk: list[Batch]) -> list[dict[str, np.ndarray]]:
-    return [{name: tensor.numpy() for name, tensor in batch.items()} for batch in chunk]
+def _to_arrays(chunk: list[Batch]) -> list[Batch]:
+    return [_each(torch.Tensor.numpy, batch) for batch in chunk]
+
+
+def _each(change: Callable[[Any], Any], batch: Batch) -> Batch:
+    """A batch with each tensor changed."""
+    return {name: _each(change, item) if isinstance(item, dict) else change(item) for name, item in batch.items()}
 
 
 def model_pixels(image: np.ndarray) -> np.ndarray:

@@ -16,7 +16,6 @@ from mstr_hf.training.simulator import (
     divergences,
     jensen_shannon,
     note,
-    with_prefixes,
 )
 from mstr_hf.vocabulary import Vocabulary
 
@@ -117,7 +116,7 @@ def test_simulated_errors_are_those_it_was_fitted_to(simulator, vocabulary):
 
 def test_simulated_hypotheses_have_the_form_of_the_spotters(simulator, vocabulary):
     batch = {"labels": labels(vocabulary, ["abcdef", "a", "ffffffff"])}
-    prefix = with_prefixes(batch, simulator, (1, 2, 3))["prefix"]
+    prefix = simulator.with_prefixes(batch, (1, 2, 3))["prefix"]
     ids, scores, mask = prefix["top_k_ids"], prefix["top_k_scores"], prefix["character_mask"]
     assert ids.shape == scores.shape == (*mask.shape, TOP_K) and len(mask) == 3
     for row in range(3):
@@ -125,8 +124,8 @@ def test_simulated_hypotheses_have_the_form_of_the_spotters(simulator, vocabular
         assert mask[row, :count].all() and not ids[row, count:].any() and not scores[row, count:].any()
         for step in ids[row, :count].tolist():
             assert len(set(step)) == TOP_K and min(step) >= 128 and max(step) < 128 + len(CHARACTERS)
-    again = with_prefixes(batch, simulator, (1, 2, 3))["prefix"]
-    other = with_prefixes(batch, simulator, (1, 2, 4))["prefix"]
+    again = simulator.with_prefixes(batch, (1, 2, 3))["prefix"]
+    other = simulator.with_prefixes(batch, (1, 2, 4))["prefix"]
     assert all(torch.equal(prefix[name], again[name]) for name in prefix)
     assert prefix["top_k_scores"].shape != other["top_k_scores"].shape or not torch.equal(scores, other["top_k_scores"])
     short = simulator.simulate(batch["labels"], np.random.default_rng(0), max_length=2)

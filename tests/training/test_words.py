@@ -86,6 +86,21 @@ def test_processes_share_the_sequence(synthesiser, vocabulary):
     assert np.abs(np.argsort(orders[0]) - np.argsort(orders[1])).max() <= 2
 
 
+class Noting:
+    """A simulator that says what it was asked with."""
+
+    def with_prefixes(self, batch, seed):
+        return {**batch, "prefix": {"seed": torch.tensor(seed)}}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_workers_simulate_readings_with_a_seed_for_each_batch_of_each_process(synthesiser, vocabulary, workers):
+    for process in (0, 1):
+        stream = word_batches(synthesiser, vocabulary, SIZE, 5, workers, 3, process, 2, simulator=Noting())
+        seeds = [batch["prefix"]["seed"].tolist() for batch in islice(stream, CHUNK)]
+        assert seeds == [[5, number, process] for number in range(3, 3 + CHUNK)]
+
+
 def test_seeds_differ(synthesiser, vocabulary, batches):
     other = take(word_batches(synthesiser, vocabulary, SIZE, 1, 0, 0, 0, 1), 0, 2)
     assert not torch.equal(other[0]["pixel_values"], batches[0]["pixel_values"])
