@@ -1,14 +1,17 @@
-"""Kills conversions and syntheses at random points and checks that they go on to the result of undisturbed ones.
+"""Kills conversions, syntheses and trainings at random points and checks that they go on as if nothing had happened.
 
     python scripts/kill_and_resume.py --kills 30
 
 Converts an LMDB with unfit records among good ones to Arrow shards, and the shards back to an LMDB; draws English
-words. Each kill is a SIGKILL after a random time, sent to the run or to one of its processes, with 1, 2 and 3 processes
-in turn.
+words; trains a small Spotter on such words, whose losses and weights have to be the same to the last bit. Each kill is
+a SIGKILL after a random time, sent to the run or to one of its processes, with 1, 2 and 3 processes in turn (a training
+has one, and a worker).
 """
 
 import argparse
+import contextlib
 import io
+import json
 import multiprocessing
 import os
 import random
@@ -17,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,10 +28,21 @@ from typing import Any
 import lmdb
 import numpy as np
 import psutil
+import torch
 from PIL import Image
 
+from mstr_hf.charsets import load_charsets
 from mstr_hf.data.lmdb import convert_arrow, convert_lmdb
+from mstr_hf.models.configuration_spotter import SpotterConfig
+from mstr_hf.models.modeling_spotter import SpotterModel
 from mstr_hf.synthesis.dataset import synthesise
+from mstr_hf.synthesis.fonts import discover_fonts
+from mstr_hf.synthesis.synthetic_words import WordSynthesiser
+from mstr_hf.synthesis.words import load_words
+from mstr_hf.training.arguments import TrainingArguments
+from mstr_hf.training.trainer import Batch, Trainer
+from mstr_hf.training.words import word_batches
+from mstr_hf.vocabulary import Vocabulary, build_vocabulary
 
 # Forks start at once, so that kills hit the work instead of imports.
 _CONTEXT = multiprocessing.get_context("fork")
@@ -64,6 +78,11 @@ def main() -> None:
         ]
         to_words[0](folder / "synthesis")
         report("words", to_words, folder / "synthesis", contents, arguments.kills, rng)
+        vocabulary = build_vocabulary(load_charsets(["en"]))
+        drawn = WordSynthesiser(discover_fonts(["en"]), {"en": load_words("en")}, joiners=vocabulary.joiners)
+        to_model = partial(train, vocabulary, drawn)
+        run(to_model, folder / "training")
+        report("training", [to_model], folder / "training", trained, arguments.kills, rng)
 
 
 def make_lmdb(path: Path, records: int) -> None:
@@ -86,6 +105,31 @@ def convert_back(source: Path, output: Path) -> None:
     """Converts Arrow shards, unless the last kill came when all was done."""
     if not output.exists():
         convert_arrow(source, output)
+
+
+def train(vocabulary: Vocabulary, words: WordSynthesiser, output: Path) -> None:
+    """Trains a small Spotter, with a checkpoint after every other step; goes on where the last run was killed."""
+    args = TrainingArguments(
+        str(output), max_steps=20, batch_size=8, warmup_steps=2, log_steps=5, save_steps=2, num_workers=1, resume=True
+    )
+    torch.manual_seed(0)
+    shape = {"stem_channels": 8, "stage_channels": [8, 8, 16], "stage_blocks": [1, 1], "num_hidden_layers": 1}
+    config = SpotterConfig(
+        projection_dim=8, num_prototypes=len(vocabulary.rows), intermediate_size=16, num_attention_heads=2, **shape
+    )
+
+    def batches(first: int, process: int, processes: int) -> Iterator[Batch]:
+        return word_batches(words, vocabulary, args.batch_size, 0, args.num_workers, first, process, processes)
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        Trainer(args, SpotterModel(config), batches).train()
+
+
+def trained(folder: Path) -> tuple[bytes, dict[int, float]]:
+    """Returns the final weights, and the losses by step."""
+    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
+    return (folder / "final/model.safetensors").read_bytes(), losses
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -104,13 +104,15 @@ def begin_worker(number: int = 0) -> None:
     """What a process that prepares batches does first.
 
     It keeps to one thread, since it is one of many. It leaves SIGTERM to the trainer: schedulers send it to all
-    processes of a job, and without batches the trainer would not get to its checkpoint. It ends with the trainer.
+    processes of a job, and without batches the trainer would not get to its checkpoint. It ends with the trainer; by
+    itself it would wait for ever for a killed one to take its batches.
 
     Args:
         number: Which worker it is: loaders say so.
     """
     cv2.setNumThreads(0)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _on_death_of_parent(signal.SIGKILL)
 
 
 def check_launch(processes: int) -> None:
@@ -130,7 +132,7 @@ def check_launch(processes: int) -> None:
         if "launch" not in command[:4] and not any(part.endswith("accelerate-launch") for part in command[:2]):
             continue
         if place == 0:
-            _end_with_launcher()
+            _on_death_of_parent(signal.SIGTERM)  # which hands none on to a single process
         wanted = _asked_for([word for part in command for word in part.split("=", 1)])
         if wanted > processes:
             raise RuntimeError(
@@ -155,10 +157,10 @@ def _asked_for(words: Sequence[str]) -> int:
         return 0
 
 
-def _end_with_launcher() -> None:
-    """Has SIGTERM sent to this process when its launcher dies, which hands none on to a single process; on Linux."""
+def _on_death_of_parent(signum: signal.Signals) -> None:
+    """Has a signal sent to this process when its parent dies; on Linux."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, signum)  # PR_SET_PDEATHSIG
 
 
 class Trainer:

@@ -29,9 +29,11 @@ def test_killed_runs_come_to_the_same_result(monkeypatch, capfd, fonts):
     except WordsError as error:
         pytest.skip(f"missing: {error}")
     monkeypatch.setattr("mstr_hf.synthesis.dataset.discover_fonts", lambda languages, folders: fonts)
-    load("kill_and_resume", monkeypatch, "--kills", "3", "--records", "400").main()
+    script = load("kill_and_resume", monkeypatch, "--kills", "3", "--records", "400")
+    monkeypatch.setattr(script, "discover_fonts", lambda languages: fonts)
+    script.main()
     lines = capfd.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines] == ["LMDB to Arrow", "Arrow to LMDB", "words"]
+    assert [line.split(":")[0] for line in lines] == ["LMDB to Arrow", "Arrow to LMDB", "words", "training"]
     assert all(line.endswith("all the same as the undisturbed one") for line in lines)
 
 
