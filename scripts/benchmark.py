@@ -236,8 +236,10 @@ def tesseract(arguments: argparse.Namespace) -> Read:
             for path in batch:
                 lang = languages.get(Path(path).name, "en")
                 by_language.setdefault(lang if lang in program.languages else "en", []).append(Path(path))
+            found = {}
             for lang, images in by_language.items():
-                texts += program.read(images, lang, "8")
+                found.update(zip(map(str, images), program.read(images, lang, "8"), strict=True))
+            texts += [found[str(Path(path))] for path in batch]
         return texts
 
     return read
@@ -349,8 +351,11 @@ def peak_memory() -> int:
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024
-    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return max(resource.getrusage(one).ru_maxrss for one in who) * unit
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    status = Path("/proc/self/status")
+    if status.exists():  # on Linux the former begins with the memory of the process that started this one
+        own = next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) * unit
 
 
 class Worker:

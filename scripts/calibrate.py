@@ -3,11 +3,12 @@
     python scripts/calibrate.py --model runs/refiner/final --fonts FOLDER
 
 The data are synthetic words in fonts that training never saw. Temperature scaling is that of Guo et al. (On
-Calibration of Modern Neural Networks, 2017): one number divides all logits. As a word's score says whether
-the word is right, the number is chosen that gives the least negative log-likelihood of just that, for the
-Spotter and for the Refiner. The gate is then the threshold with which most words are read right, with all
-views that a word may get; 0, the Spotter alone, if the Refiner gains nothing. What several views agree on gets a temperature of its own. A language model was made of the
-same word lists: what it gains on these words, it gains on others only if they are in its lists too.
+Calibration of Modern Neural Networks, 2017): one number divides all logits. As a word's score says whether the word
+is right, the number is chosen that gives the least negative log-likelihood of just that, for the Spotter and for the
+Refiner. The gate is then the threshold with which most words are read right, with all views that a word may get; 0,
+the Spotter alone, if the Refiner gains nothing. What several views agree on gets a temperature of its own. A language
+model was made of the same word lists: what it gains on these words, it gains on others only if they are in its lists
+too.
 """
 
 import argparse

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from mstr_hf.models.image_processing_mstr import MAX_RATIO
 from mstr_hf.models.text import visual_order
 
 from .augmentation import bend, compose, degrade, legible, random_homography, repaint, reproportion, ripple
@@ -149,6 +150,8 @@ class WordSynthesiser:
             return None
         severity = self.severity * rng.betavariate(1.2, 2.4)
         mask, neighbours, centres = self._layout(rng, noise, lang, face, style, ink, size, severity)
+        if mask.shape[1] > MAX_RATIO * mask.shape[0]:  # no reader takes it
+            return None
         image = degrade(noise, compose(noise, mask, neighbours), severity)
         if not legible(image, mask):
             return None

@@ -115,6 +115,12 @@ def test_damage_that_hides_the_word_costs_another_draw(words, monkeypatch):
     assert np.array_equal(again.image, seen[-1])
 
 
+def test_words_that_are_wider_than_readers_take_are_not_drawn(words, monkeypatch):
+    monkeypatch.setattr("mstr_hf.synthesis.synthetic_words.MAX_RATIO", 2)
+    shapes = [words.word(0, index).image.shape for index in range(15)]
+    assert all(width <= 2.1 * height for height, width in shapes) and max(width for _, width in shapes) > 20
+
+
 def test_kashidas_are_drawn_and_not_read(fonts):
     font = hb_font(fonts.faces("ar")[0])
     plain, wide = (render_line(font, text, 40.0) for text in ("مجتمع", "مجتمـــع"))
