@@ -236,7 +236,7 @@ def tesseract(arguments: argparse.Namespace) -> Read:
             for path in batch:
                 lang = languages.get(Path(path).name, "en")
                 by_language.setdefault(lang if lang in program.languages else "en", []).append(Path(path))
-            found = {}
+            found: dict[str, str] = {}
             for lang, images in by_language.items():
                 found.update(zip(map(str, images), program.read(images, lang, "8"), strict=True))
             texts += [found[str(Path(path))] for path in batch]

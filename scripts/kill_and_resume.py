@@ -113,7 +113,7 @@ def train(vocabulary: Vocabulary, words: WordSynthesiser, output: Path) -> None:
         str(output), max_steps=20, batch_size=8, warmup_steps=2, log_steps=5, save_steps=2, num_workers=1, resume=True
     )
     torch.manual_seed(0)
-    shape = {"stem_channels": 8, "stage_channels": [8, 8, 16], "stage_blocks": [1, 1], "num_hidden_layers": 1}
+    shape: dict[str, Any] = {"stem_channels": 8, "stage_channels": [8, 8, 16], "stage_blocks": [1, 1], "num_hidden_layers": 1}
     config = SpotterConfig(
         projection_dim=8, num_prototypes=len(vocabulary.rows), intermediate_size=16, num_attention_heads=2, **shape
     )
