@@ -61,9 +61,7 @@ def main() -> None:
         source = folder / "words/en/train_lmdb"
         make_lmdb(source, arguments.records)
         to_arrow = [
-            partial(
-                convert_lmdb, folder / "words", num_proc=num_proc, records_per_shard=-(-arguments.records // 20)
-            )
+            partial(convert_lmdb, folder / "words", num_proc=num_proc, records_per_shard=-(-arguments.records // 20))
             for num_proc in (1, 2, 3)
         ]
         to_arrow[0](folder / "arrow")
@@ -113,7 +111,12 @@ def train(vocabulary: Vocabulary, words: WordSynthesiser, output: Path) -> None:
         str(output), max_steps=20, batch_size=8, warmup_steps=2, log_steps=5, save_steps=2, num_workers=1, resume=True
     )
     torch.manual_seed(0)
-    shape: dict[str, Any] = {"stem_channels": 8, "stage_channels": [8, 8, 16], "stage_blocks": [1, 1], "num_hidden_layers": 1}
+    shape: dict[str, Any] = {
+        "stem_channels": 8,
+        "stage_channels": [8, 8, 16],
+        "stage_blocks": [1, 1],
+        "num_hidden_layers": 1,
+    }
     config = SpotterConfig(
         projection_dim=8, num_prototypes=len(vocabulary.rows), intermediate_size=16, num_attention_heads=2, **shape
     )
@@ -185,9 +188,7 @@ def report(
     print(f"{name}: {done} kills, {results} results, all the same as the undisturbed one")
 
 
-def run(
-    way: Callable[[Path], Any], output: Path, rng: random.Random | None = None, seconds: float = 0
-) -> bool:
+def run(way: Callable[[Path], Any], output: Path, rng: random.Random | None = None, seconds: float = 0) -> bool:
     """Runs a way in a process of its own, and returns whether it was killed.
 
     Args:
