@@ -604,6 +604,18 @@ def test_a_launch_that_started_too_few_processes_is_refused(tmp_path, by_file):
     assert not (tmp_path / "run").exists()
 
 
+@contextlib.contextmanager
+def at_second_step(command: list, environment: dict[str, str]) -> Iterator[subprocess.Popen]:
+    """A training in a process group of its own, once its second step is logged; none of it is left behind."""
+    job = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.PIPE, text=True)
+    try:
+        assert any(line.startswith("step 2 ") for line in job.stdout)
+        yield job
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="missing: Linux, whose processes learn that their parent died")
 def test_a_single_process_saves_when_its_launcher_is_told_to_stop(tmp_path):
     (tmp_path / "run.py").write_text(
@@ -615,17 +627,9 @@ def test_a_single_process_saves_when_its_launcher_is_told_to_stop(tmp_path):
     launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "1"]
     environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{ROOT}", "OMP_NUM_THREADS": "1"}
     command = [*launch, tmp_path / "run.py"]
-    job = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.PIPE, text=True)
-    assert job.stdout is not None
-    try:
-        for line in job.stdout:
-            if line.startswith("step 2 "):
-                break
+    with at_second_step(command, environment) as job:
         os.kill(job.pid, signal.SIGTERM)
         rest = job.stdout.read()  # up to the end of the trainer, which has the pipe too
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(job.pid, signal.SIGKILL)
     assert "told to stop: saved at step " in rest and checkpoints(tmp_path / "run")
 
 
@@ -646,18 +650,10 @@ def test_sigterm_to_all_processes_of_a_job_saves_too(tmp_path):
     """As schedulers and `timeout` send it: to the workers that prepare batches as well."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "yes", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, tmp_path, "workers"]
-    job = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.PIPE, text=True)
-    assert job.stdout is not None
-    try:
-        for line in job.stdout:
-            if line.startswith("step 2 "):
-                break
+    with at_second_step(command, environment) as job:
         os.killpg(job.pid, signal.SIGTERM)
         rest = job.stdout.read()
         assert job.wait(60) == 143, rest
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(job.pid, signal.SIGKILL)
     assert "told to stop: saved at step " in rest
     (step,) = {entry["step"] for entry in log(tmp_path) if entry.get("event") == "stop"}
     assert checkpoints(tmp_path)[-1] == f"checkpoint-{step:08d}"
