@@ -36,26 +36,41 @@ def test_a_view_does_not_depend_on_the_rest_of_the_batch(batch, view):
         assert torch.allclose(alone[0, ..., :seen], together[index, ..., :seen], atol=1e-5)
 
 
-def test_widths_follow_crop_and_stretch(batch):
-    widths = {view: view(*batch)[1].sum(1).tolist() for view in (View(crop=0.125), View(stretch=0.5), View(crop=-0.25))}
-    assert widths == {
-        View(crop=0.125): [21, 43],  # (24 - 8, 40 - 8) enlarged by 32 / 24
-        View(stretch=0.5): [12, 20],
-        View(crop=-0.25): [27, 37],  # (24 + 16, 40 + 16) reduced by 32 / 48
-    }
+def test_widths_follow_the_crop(batch):
+    assert View(crop=0.125)(*batch)[1].sum(1).tolist() == [32, 53]  # (24, 40) enlarged by 32 / 24
+    assert View(crop=-0.25)(*batch)[1].sum(1).tolist() == [16, 27]  # reduced by 32 / 48
 
 
 def test_only_narrow_images_are_widened():
     pixels, mask = torch.zeros(2, 1, 32, 44), torch.arange(44) < torch.tensor([[40], [44]])
     assert View(widen=2)(pixels, mask)[1].sum(1).tolist() == [80, 44]  # 1.25 and 1.375 heights
-    assert View(crop=0.125, stretch=0.5, widen=2)(pixels, mask)[1].sum(1).tolist() == [43, 24]
+    assert View(crop=0.1, widen=2)(pixels, mask)[1].sum(1).tolist() == [100, 55]
 
 
-def test_a_crop_shows_the_middle_enlarged_and_padding_repeats_the_edge():
+def test_a_crop_shows_the_middle_rows_enlarged_and_all_columns():
     pixels, mask = torch.full((1, 1, 32, 32), -1.0), torch.ones(1, 32, dtype=torch.bool)
-    pixels[..., 8:24, 8:24] = 1.0
-    assert (View(crop=0.25)(pixels, mask)[0] == 1).float().mean() > 0.85
-    assert View(crop=-0.5)(pixels, mask)[0].mean() == pytest.approx(2 * 0.0625 - 1, abs=0.02)
+    pixels[..., 8:24, :] = 1.0
+    pixels[..., 30:] = -1.0  # what stands at the edge
+    seen, own = View(crop=0.25)(pixels, mask)
+    assert own.sum() == 64
+    assert (seen[..., :59] == 1).float().mean() > 0.9 and (seen[..., 61:] == -1).all()
+    assert View(crop=-0.5)(pixels, mask)[0].mean() == pytest.approx(2 * 0.25 * 30 / 32 - 1, abs=0.05)
+
+
+def test_a_slope_is_turned_level():
+    pixels, mask = torch.full((1, 1, 32, 64), -1.0), torch.ones(1, 64, dtype=torch.bool)
+    for column in range(64):  # falls by 6.4 pixels from left to right
+        pixels[..., round(14 + 0.1 * (column - 32)) : round(18 + 0.1 * (column - 32)), column] = 1.0
+    level = View(slope=0.1)(pixels, mask)[0][0, 0]
+    assert (level[15:17] > 0.4).float().mean() > 0.95 and (level[:11] == -1).all() and (level[21:] == -1).all()
+
+
+def test_a_blurred_view_is_the_mean_of_neighbours_and_leaves_the_padding_out(batch):
+    pixels, _ = View(blur=True)(*batch)
+    image = batch[0][0, 0, :, :24]
+    assert pixels[0, 0, 9, 9] == pytest.approx(image[8:11, 8:11].mean().item(), abs=1e-5)
+    column = image[8:11, [22, 23, 23]].mean().item()  # beyond the edge lies the edge
+    assert pixels[0, 0, 9, 23] == pytest.approx(column, abs=1e-5)
 
 
 def test_a_single_column_can_be_viewed():
