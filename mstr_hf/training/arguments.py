@@ -31,8 +31,10 @@ class TrainingArguments:
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Backward passes a step."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
     warmup_steps: int = field(default=300, metadata={"help": "Steps of linear warm-up; cosine decay to 0 follows."})
-    weight_decay: float = field(
-        default=0.02, metadata={"help": "AdamW decay on matrices; vectors have none. 0 makes it Adam."}
+    weight_decay: float = field(default=0.02, metadata={"help": "Decay of matrices; vectors have none."})
+    optimizer: str = field(
+        default="muon",
+        metadata={"help": "muon (for matrices and convolutions, with adamw for the rest) or adamw (for everything)."},
     )
     max_grad_norm: float = field(default=5.0, metadata={"help": "Gradients are clipped to this norm."})
     bf16: bool = field(default=False, metadata={"help": "Train in bfloat16 autocast; weights stay in float32."})
@@ -59,6 +61,8 @@ class TrainingArguments:
         for name in ("batch_size", "gradient_accumulation_steps", "log_steps", "eval_steps", "save_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give 1 or more")
+        if self.optimizer not in ("muon", "adamw"):
+            raise ValueError(f"optimizer is {self.optimizer!r}: give muon or adamw")
         if self.save_total_limit < 1:
             raise ValueError("save_total_limit is below 1: a run that keeps no checkpoint cannot be resumed")
 

@@ -33,6 +33,7 @@ from transformers.utils import logging
 
 from .arguments import TrainingArguments
 from .log import RunLog
+from .optimizer import Muon, parameter_groups
 
 Batch = dict[str, Any]
 """Tensors by name, `pixel_values` among them; or dictionaries of tensors."""
@@ -68,24 +69,6 @@ def learning_rate_factor(step: int, warmup_steps: int, max_steps: int) -> float:
         return (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, max_steps - warmup_steps)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-def parameter_groups(model: nn.Module, weight_decay: float, rates: dict[str, float] | None = None) -> list[dict]:
-    """Groups of trained parameters for AdamW.
-
-    Weight decay is for matrices and convolutions only; biases, norms and special rows have none.
-
-    Args:
-        model: The model.
-        weight_decay: Decay of matrices.
-        rates: Factors of the learning rate by prefix of the parameter's name; 1 for all others.
-    """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            rate = next((factor for prefix, factor in (rates or {}).items() if name.startswith(prefix)), 1.0)
-            groups.setdefault((rate, weight_decay if parameter.ndim >= 2 else 0.0), []).append(parameter)
-    return [{"params": group, "weight_decay": decay, "rate": rate} for (rate, decay), group in groups.items()]
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
@@ -173,7 +156,7 @@ class Trainer:
             that one on, `gradient_accumulation_steps` a step. Must depend on nothing but its arguments and the seed.
         evaluate: Called with the bare model in eval mode; its metrics are logged, and `metric` chooses the best.
         metric: Key of the figure to maximise in what `evaluate` returns.
-        rates: Factors of the learning rate (see `parameter_groups`).
+        rates: Factors of the learning rate (see `optimizer.parameter_groups`).
         samples: Called like `evaluate`, gives pictures with their readings for TensorBoard.
         evaluate_first: Evaluates before the first step, and says at the end whether the model is worse than it was.
         options: Further dataclasses of options that decide what is trained: a run that goes on says if they differ.
@@ -217,9 +200,12 @@ class Trainer:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         # Convolutions are faster with channels last, on CPU and GPU alike.
         model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # transformers' wrapper hides self
-        optimizer = torch.optim.AdamW(
-            parameter_groups(model, args.weight_decay, rates), lr=args.learning_rate, betas=(0.9, 0.98)
-        )
+        groups = parameter_groups(model, args.weight_decay, rates)
+        optimizer: torch.optim.Optimizer
+        if args.optimizer == "muon":
+            optimizer = Muon(groups, args.learning_rate, dtype=torch.bfloat16 if args.bf16 else torch.float32)
+        else:
+            optimizer = torch.optim.AdamW(groups, args.learning_rate, betas=(0.9, 0.98))
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.bare = self.accelerator.unwrap_model(self.model)
         self.batches, self.evaluate, self.samples = batches, evaluate, samples

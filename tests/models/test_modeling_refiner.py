@@ -18,7 +18,7 @@ from mstr_hf.models.modeling_spotter import IGNORED, TOKEN_OFFSET, SpotterModel
 from mstr_hf.models.prototype_bank import BankError, PrototypeBank
 from mstr_hf.models.text import normalise
 from mstr_hf.models.views import LEAD
-from mstr_hf.training.trainer import parameter_groups
+from mstr_hf.training.optimizer import parameter_groups
 
 DECODER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 

@@ -1,0 +1,121 @@
+"""Muon: steps along the orthogonalised momentum of matrices and convolutions, with AdamW for all other parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+# Smaller matrices, such as tables of a few rows, are not worth orthogonalising.
+LEAST_SIDE = 16
+# Of Newton and Schulz's iteration, as published: five steps bring singular values to about 0.7 to 1.2.
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+ITERATIONS = 5
+# Root mean square of AdamW's steps, in learning rates.
+ADAMW_RMS = 0.2
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, rates: dict[str, float] | None = None) -> list[dict]:
+    """Groups of trained parameters.
+
+    Weight decay is for matrices and convolutions only; biases, norms and special rows have none. Embeddings are tables
+    of vectors, not matrices that something is multiplied by, and are not orthogonalised.
+
+    Args:
+        model: The model.
+        weight_decay: Decay of matrices.
+        rates: Factors of the learning rate by prefix of the parameter's name; 1 for all others.
+
+    Returns:
+        Groups with `params`, `weight_decay`, `rate` and `orthogonal`, for :class:`Muon` or, which ignores the last two,
+        `torch.optim.AdamW`.
+    """
+    tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rate = next((factor for prefix, factor in (rates or {}).items() if name.startswith(prefix)), 1.0)
+            decay = weight_decay if parameter.ndim >= 2 else 0.0
+            sides = parameter.flatten(1).shape if parameter.ndim >= 2 else (1,)
+            orthogonal = min(sides) >= LEAST_SIDE and parameter not in tables
+            groups.setdefault((rate, decay, orthogonal), []).append(parameter)
+    return [
+        {"params": group, "weight_decay": decay, "rate": rate, "orthogonal": orthogonal}
+        for (rate, decay, orthogonal), group in groups.items()
+    ]
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon) beside AdamW.
+
+    What is scaled as by Liu et al. (2025, arXiv:2502.16982) takes AdamW's learning rate and weight decay. PyTorch's own
+    `torch.optim.Muon` leaves convolutions out, and multiplies in bfloat16 also where a processor is slow at it.
+
+    Args:
+        groups: Parameters with `orthogonal`, which says whether Muon or AdamW moves them.
+        lr: Learning rate.
+        momentum: Of Muon, in Nesterov's form.
+        betas: Decay of AdamW's two moments.
+        dtype: Type in which matrices are orthogonalised: bfloat16 where training uses it.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.98),
+        dtype: torch.dtype = torch.float32,
+    ):
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": 0.0, "eps": 1e-8})
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Moves all parameters that have a gradient."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    move = self._muon if group["orthogonal"] else self._adamw
+                    parameter.add_(move(parameter, group), alpha=-group["lr"])
+
+    def _muon(self, parameter: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
+        state = self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
+        ahead = parameter.grad.lerp(state["momentum"], group["momentum"]).flatten(1)
+        scale = ADAMW_RMS * max(ahead.shape) ** 0.5
+        return scale * orthogonalise(ahead.to(self.dtype)).to(parameter.dtype).view(parameter.shape)
+
+    def _adamw(self, parameter: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        state["step"] += 1
+        first, second = (1 - beta ** state["step"].item() for beta in group["betas"])
+        state["exp_avg"].lerp_(parameter.grad, 1 - group["betas"][0])
+        state["exp_avg_sq"].lerp_(parameter.grad.square(), 1 - group["betas"][1])
+        return state["exp_avg"] / first / ((state["exp_avg_sq"] / second).sqrt() + group["eps"])
+
+
+def orthogonalise(matrix: torch.Tensor) -> torch.Tensor:
+    """The nearest matrix whose singular values are about 1: 0.7 to 1.2 (Newton and Schulz's iteration).
+
+    Args:
+        matrix: `[m, n]`.
+
+    Returns:
+        `[m, n]`, of the same type.
+    """
+    a, b, c = COEFFICIENTS
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    wide = wide / wide.norm().clamp_min(1e-7)
+    for _ in range(ITERATIONS):
+        gram = wide @ wide.T
+        wide = a * wide + (b * gram + c * gram @ gram) @ wide
+    return wide if matrix.shape[0] <= matrix.shape[1] else wide.T
