@@ -27,14 +27,14 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import set_seed
 from huggingface_hub import ModelCardData
-from transformers import AutoProcessor, HfArgumentParser
+from transformers import AutoConfig, AutoProcessor, HfArgumentParser
 
 import mstr_hf  # noqa: F401  (registers the Auto classes)
 from mstr_hf.charsets import Charset, load_charset
@@ -42,6 +42,7 @@ from mstr_hf.data.manifest import read_manifest
 from mstr_hf.evaluation.metrics import Score, crr, script_accuracy, wrr
 from mstr_hf.evaluation.run import model_digest
 from mstr_hf.hub.publish import assemble
+from mstr_hf.models.configuration_refiner import RefinerConfig
 from mstr_hf.models.image_processing_mstr import MAX_RATIO, load_image
 from mstr_hf.models.language_model import LanguageModel
 from mstr_hf.models.modeling_mclip import MCLIPModel
@@ -66,7 +67,7 @@ from mstr_hf.training.trainer import Batch, Trainer, TrainingArguments
 from mstr_hf.training.words import word_batches
 from mstr_hf.vocabulary import Vocabulary
 
-# Words of rows, of tuning and of evaluation are others.
+# Rows, tuning and evaluation draw other pictures, of the same word lists.
 ROW_SEED, EVALUATION_SEED = 5, 6
 HELDOUT_SEVERITY = 0.6
 READ_AT_ONCE = 32
@@ -132,6 +133,10 @@ class LanguageArguments:
             raise ValueError("--mclip is for rows of mCLIP: add --rows image or --rows text, or leave it out")
         if not 0 <= self.replay < 1:
             raise ValueError(f"--replay {self.replay}: give a number from 0 to below 1")
+        if self.lang.endswith(".json"):
+            raise ValueError(f"--lang {self.lang}: put the file into mstr_hf/charsets and give its code")
+        if self.steps < 0:
+            raise ValueError(f"--steps {self.steps}: give 0, for rows alone, or more")
         if self.stage is not None and self.stage not in STAGES:
             raise ValueError(f"--stage {self.stage}: use one of {', '.join(STAGES)}")
         if self.stage in ("tune", "after") and not self.steps:
@@ -148,6 +153,22 @@ class Run:
     def __init__(self, args: LanguageArguments):
         self.args = args
         self.folder = Path(args.output_dir)
+        if not args.steps and (trained := [*self.folder.glob("tune/checkpoint-*"), *self.folder.glob("tune.json")]):
+            raise ValueError(
+                f"{trained[0]} is there, but no --steps: give those of the tuning, or name another --output_dir"
+            )
+        self.training = TrainingArguments(
+            output_dir=str(self.folder / "tune"),
+            max_steps=args.steps,
+            batch_size=args.batch_size,
+            learning_rate=args.learning_rate,
+            warmup_steps=args.warmup_steps,
+            bf16=args.bf16,
+            seed=args.seed,
+            num_workers=args.num_workers,
+            log_steps=10,
+            save_steps=args.save_steps,
+        )
         self.charset: Charset = load_charset(args.lang)
         names = [Path(manifest).stem for manifest in args.manifests]
         for name, count in Counter([*names, SYNTHETIC]).items():
@@ -155,27 +176,37 @@ class Run:
                 other = "the synthetic words have that name" if name == SYNTHETIC else "two manifests have it"
                 raise ValueError(f"a manifest is called {name}, but {other}: rename the file")
         self.manifests = dict(zip(names, map(read_manifest, args.manifests), strict=True))
+        try:
+            kind = AutoConfig.from_pretrained(args.checkpoint).model_type
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--checkpoint {args.checkpoint}: no model there: {error}") from error
+        if kind != RefinerConfig.model_type:
+            raise ValueError(f"--checkpoint {args.checkpoint} is of the type {kind}: give a Refiner")
         self.model = RefinerModel.from_pretrained(args.checkpoint, dtype=torch.float32).eval()
         self.processor = AutoProcessor.from_pretrained(args.checkpoint)
         self.old_bank = self.model.get_bank()
         self.vocabulary: Vocabulary = extended_vocabulary(self.old_bank, self.charset)
 
     def result(self, stage: str) -> dict[str, Any] | None:
-        """What a stage has left, if it was run with the options of now.
+        """What a stage has left, if it was run with the options of now and is still there.
 
         Raises:
             ValueError: If a training was begun with other options: it is not thrown away.
         """
         kept = read_json(self.folder / f"{stage}.json")
-        if kept is None or kept["options"] == (options := self.options(stage)):
-            return kept
-        if stage == "tune":
-            changed = [name for name, value in options.items() if kept["options"].get(name) != value]
+        if kept is None or (stage in _FOLDERS and not (self.folder / _FOLDERS[stage]).is_dir()):
+            return None
+        changed = self.changed(stage, kept["options"])
+        if changed and stage == "tune":
             raise ValueError(
                 f"{self.folder / stage} was trained with other {', '.join(changed)}: name another --output_dir, or "
                 f"remove {self.folder / stage} and {self.folder / stage}.json"
             )
-        return None
+        return None if changed else kept
+
+    def changed(self, stage: str, before: dict[str, Any]) -> list[str]:
+        """Options of a stage that are others now."""
+        return [name for name, value in self.options(stage).items() if before.get(name) != value]
 
     def keep(self, stage: str, result: dict[str, Any]) -> None:
         """Writes a stage's result, in one step."""
@@ -190,7 +221,10 @@ class Run:
         """
         result = self.result(stage)
         if result is None:
-            raise ValueError(f"stage {stage} is missing in {self.folder}: run it first, or leave --stage out")
+            kept = read_json(self.folder / f"{stage}.json")
+            changed = self.changed(stage, kept["options"]) if kept else []
+            why = f"was run with other {', '.join(changed)}" if changed else "is missing"
+            raise ValueError(f"stage {stage} in {self.folder} {why}: run it first, or leave --stage out")
         return result
 
     @functools.cached_property
@@ -199,9 +233,16 @@ class Run:
         return discover_fonts(self.vocabulary.languages, self.args.fonts)
 
     def bank(self) -> PrototypeBank:
-        """The extended bank."""
-        self.needed("rows")
-        return PrototypeBank.from_pretrained(self.folder / "rows")
+        """The extended bank.
+
+        Raises:
+            ValueError: If it is another than the stage's result says: one that a stopped run left.
+        """
+        digest = self.needed("rows")["digest"]
+        bank = PrototypeBank.from_pretrained(self.folder / "rows")
+        if bank.digest() != digest:
+            raise ValueError(f"{self.folder}: rows and rows.json do not belong together: remove both, and start again")
+        return bank
 
     @functools.cached_property
     def language_model(self) -> LanguageModel:
@@ -217,7 +258,8 @@ class Run:
     def words(self, split: str, severity: float, weights: dict[str, float]) -> WordSynthesiser:
         """Draws words of the languages that have a weight."""
         sources = {lang: load_words(lang) for lang in weights}
-        return WordSynthesiser(self.fonts, sources, weights, split, severity, self.vocabulary.joiners)
+        known = {row.character for row in self.vocabulary.rows}
+        return WordSynthesiser(self.fonts, sources, weights, split, severity, self.vocabulary.joiners, known)
 
     def tuned(self) -> RefinerModel:
         """The checkpoint after tuning; with the new rows only if there was none."""
@@ -261,16 +303,15 @@ def fonts_stage(run: Run) -> dict[str, Any]:
     """Says which fonts draw the language.
 
     Raises:
-        ValueError: If there are too few.
+        ValueError: If there are too few, for it or for one of the others, which are read too.
     """
-    lang = run.args.lang
-    index = discover_fonts([lang], run.args.fonts)
-    print(index.report())
-    faces = {split: index.faces(lang, split) for split in ("train", "heldout")}
-    if not all(faces.values()):
-        raise ValueError(
-            f"too few font designs draw {lang} for one to be kept for evaluation: install more (README.md, Fonts)"
-        )
+    print(discover_fonts([run.args.lang], run.args.fonts).report())
+    for lang in run.vocabulary.languages:
+        faces = {split: run.fonts.faces(lang, split) for split in ("train", "heldout")}  # the last one's stay
+        if not all(faces.values()):
+            raise ValueError(
+                f"too few font designs draw {lang} for one to be kept for evaluation: install more (README.md, Fonts)"
+            )
     every = [hb_font(face) for split in faces.values() for face in split]
     missing = [
         character
@@ -349,12 +390,13 @@ def nearest_rows(bank: PrototypeBank, first: int) -> list[tuple[str, float]]:
 
 def before_stage(run: Run) -> dict[str, Any]:
     """Reads the old languages with the old bank, and all with the new one."""
+    run.needed("rows")
     old = evaluate(run, run.model, run.old_bank.all_languages)
     model = copy.deepcopy(run.model)
     run.extend(model)
     with_rows = evaluate(run, model, run.vocabulary.languages)
     print(table(run, {"before": old, "rows only": with_rows}))
-    return {"original": old, "rows": with_rows, "parameters": model.num_parameters()}
+    return {"original": old, "rows": with_rows, "parameters": run.model.num_parameters()}
 
 
 def tune_stage(run: Run) -> dict[str, Any]:
@@ -379,19 +421,7 @@ def tune_stage(run: Run) -> dict[str, Any]:
             train, run.vocabulary, args.batch_size, args.seed, args.num_workers, first, process, processes
         )
 
-    training = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=args.steps,
-        batch_size=args.batch_size,
-        learning_rate=args.learning_rate,
-        warmup_steps=args.warmup_steps,
-        bf16=args.bf16,
-        seed=args.seed,
-        num_workers=args.num_workers,
-        log_steps=10,
-        save_steps=args.save_steps,
-        resume=begun,
-    )
+    training = replace(run.training, resume=begun)
     trainer = Trainer(training, model.requires_grad_(True).train(), batches)
     try:
         trainer.train()
@@ -429,7 +459,8 @@ def checkpoint_stage(run: Run) -> dict[str, Any]:
             loss = figures["refiner"]["wrr"] - last[lang]["refiner"]["wrr"]
             if loss > TOLERATED_LOSS:
                 print(f"WARNING: {lang} lost {loss:.1f} points on {split} words: raise --replay")
-    print(f"{folder} is ready: fit its confidences with scripts/calibrate.py --model {folder}")
+    fonts = " ".join(["", "--fonts", *run.args.fonts]) if run.args.fonts else ""
+    print(f"{folder} is ready: fit its confidences with scripts/calibrate.py --model {folder}{fonts}")
     return {"parameters": parameters}
 
 
@@ -544,6 +575,14 @@ def _cell(found: dict[str, Any] | None) -> str:
 # -------------------- the card
 
 
+def checkpoint_name(checkpoint: str) -> str:
+    """What a card calls a checkpoint: the Hub's name, or that of the folder or the run whose result it is."""
+    if not Path(checkpoint).is_dir():
+        return checkpoint
+    folder = Path(checkpoint).resolve()
+    return folder.parent.name if folder.name in ("checkpoint", "final", "best") else folder.name
+
+
 def card(run: Run, states: dict[str, dict[str, Figures]], parameters: tuple[int, int]) -> str:
     """The card of the new checkpoint: what was done to which, and what came of it."""
     args, charset = run.args, run.charset
@@ -555,7 +594,7 @@ def card(run: Run, states: dict[str, dict[str, Figures]], parameters: tuple[int,
         pipeline_tag="image-to-text",
         tags=["ocr", "scene-text-recognition", "multilingual", "mstr"],
     )
-    base = Path(args.checkpoint).name if Path(args.checkpoint).is_dir() else args.checkpoint
+    base = checkpoint_name(args.checkpoint)
     made = [f"- {len(own)} from {WAYS[way]}: {' '.join(own)}" for way, own in rows["sources"].items() if own]
     tuning = (
         f"Then came {args.steps:,} steps of training with {args.batch_size} words each, synthetic ones, "
@@ -595,7 +634,8 @@ Fonts of {charset.name} for rows and tuning: {", ".join(families["train"])}. Kep
 ## Results
 
 Words read right, and characters in brackets, in per cent, by default settings; the model is not told the language.
-`synthetic` words are in fonts that neither rows nor tuning have seen.
+`synthetic` words are in fonts that rows and tuning draw no word of that language in; the word lists are those of the
+tuning and, where there is one, of the language model.
 
 {table(run, states)}
 ## Limits
@@ -614,6 +654,8 @@ STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {
     "checkpoint": checkpoint_stage,
 }
 
+# What a stage leaves beside its result.
+_FOLDERS = {"rows": "rows", "tune": "tune/final", "checkpoint": "checkpoint"}
 # The options that make a stage's result what it is.
 _FONTS = ("lang", "fonts", "faces", "words", "characters")
 _ROWS = (*_FONTS, "checkpoint", "weights", "rows", "mclip", "mclip_weights", "row_words", "row_crops", "severity")
@@ -640,6 +682,8 @@ def main() -> None:
     try:
         (args,) = parser.parse_args_into_dataclasses()
         run = Run(args)
+        if args.steps:
+            run.result("tune")  # before others are made anew
         for stage in [args.stage] if args.stage else STAGES:
             if stage in ("tune", "after") and not args.steps:
                 continue
@@ -648,7 +692,7 @@ def main() -> None:
                 continue
             print(f"-- {stage}", flush=True)
             run.keep(stage, STAGES[stage](run))
-    except (ValueError, WordsError, OSError) as error:
+    except (ValueError, WordsError, OSError, FloatingPointError) as error:
         parser.error(str(error).splitlines()[0])
 
 

@@ -101,6 +101,7 @@ def main() -> None:
         split="heldout",
         severity=SEVERITY,
         joiners=vocabulary.joiners,
+        characters=set(model.get_bank().characters),
     )
     drawn = [synthesiser.word(SEED, index, lang) for lang in languages for index in range(args.words)]
     words = batches(drawn, vocabulary)

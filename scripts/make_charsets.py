@@ -2,6 +2,7 @@
 
     python scripts/make_charsets.py            # writes the files
     python scripts/make_charsets.py --check    # share of the characters of word lists that they cover
+    python scripts/make_charsets.py --check uk # the same for one language
 
 A language is a row of `LANGUAGES`: the code points in modern use. Unicode decides what is a letter, a mark, a
 digit or punctuation, and how a code point decomposes: what NFKD takes apart is replaced by its parts. The
@@ -261,14 +262,16 @@ def words(lang: str) -> list[str]:
             return subprocess.check_output(["aspell", "-l", lang, "expand"], input=roots).decode().split()
         if package.startswith("hunspell"):
             # After the number of words come lines of "word" or "word/flags".
-            lines = Path(f"/usr/share/hunspell/{lang}_IN.dic").read_text(encoding="utf-8").splitlines()
-            return [line.split("/")[0] for line in lines[1:]]
-        from babel.messages.mofile import read_mo
+            dictionaries = sorted(Path("/usr/share/hunspell").glob(f"{lang}_*.dic"))
+            lines = [line for path in dictionaries for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+            listed = [line.split("/")[0] for line in lines]
+        else:
+            from babel.messages.mofile import read_mo
 
-        listed = []
-        for path in Path(f"/usr/share/locale/{lang}/LC_MESSAGES").glob("iso_*.mo"):
-            with path.open("rb") as file:
-                listed += [word for message in read_mo(file) for word in str(message.string).split()]
+            listed = []
+            for path in Path(f"/usr/share/locale/{lang}/LC_MESSAGES").glob("iso_*.mo"):
+                with path.open("rb") as file:
+                    listed += [word for message in read_mo(file) for word in str(message.string).split()]
         if listed:
             return listed
     except (OSError, subprocess.CalledProcessError):
@@ -313,9 +316,18 @@ def check(lang: str) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="measure coverage instead of writing")
-    if parser.parse_args().check:
-        enough = [check(lang) for lang in LANGUAGES]
+    parser.add_argument(
+        "--check", nargs="*", metavar="LANG", choices=LANGUAGES, help="measure coverage, of all if none is named"
+    )
+    chosen = parser.parse_args().check
+    if chosen is not None:
+        enough = []
+        for lang in chosen or LANGUAGES:
+            try:
+                enough.append(check(lang))
+            except FileNotFoundError as error:
+                print(f"{lang}: {error}")
+                enough.append(False)
         return 0 if all(enough) else 1
     for lang in LANGUAGES:
         (FOLDER / f"{lang}.json").write_text(as_json(charset_fields(lang)), encoding="utf-8")

@@ -530,7 +530,8 @@ def _refusal(font: hb.Font, family: str, charset: Charset) -> str:
 def _cases_alike(font: hb.Font, letters: str) -> float:
     """Mean likeness of lower and upper case over some letters."""
     pairs = [(font.get_nominal_glyph(ord(c)), font.get_nominal_glyph(ord(c.upper()))) for c in letters]
-    return float(np.mean([_alike(font, lower, upper) for lower, upper in pairs]))
+    # A letter that the font lacks is like no other.
+    return float(np.mean([_alike(font, low, high) if low and high else 0.0 for low, high in pairs]))
 
 
 def _alike(font: hb.Font, first: int, second: int) -> float:

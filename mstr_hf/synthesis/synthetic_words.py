@@ -27,7 +27,7 @@ SIDE_WEIGHTS = (0.66, 0.1, 0.1, 0.07, 0.07)
 # With fewer families than this, faces that no font has are drawn more often.
 FEW_FAMILIES = 60
 # Letters of these scripts touch their neighbours, so extra spacing would tear them apart.
-CONNECTED_LANGUAGES = frozenset({"hi", "mr", "bn", "as", "pa", "ar", "ur", "fa"})
+CONNECTED_SCRIPTS = frozenset({"Deva", "Beng", "Guru", "Arab"})
 # Arabic words are widened by longer strokes between joined letters: drawn as this character, not part of the word.
 KASHIDA = "\u0640"
 KASHIDA_LANGUAGES = frozenset({"ar", "fa"})
@@ -137,7 +137,7 @@ class WordSynthesiser:
         self, rng: random.Random, noise: np.random.Generator, lang: str, face: Face, text: str
     ) -> SyntheticWord | None:
         size = rng.uniform(26, 46)
-        style = random_style(rng, face.axes, lang in CONNECTED_LANGUAGES)
+        style = random_style(rng, face.axes, self.sources[lang].charset.script in CONNECTED_SCRIPTS)
         if lang in KASHIDA_LANGUAGES and rng.random() < 0.15:
             text = _with_kashidas(rng, text)
         try:

@@ -118,6 +118,18 @@ def test_killed_and_resumed_to_a_checkpoint(environment, tiny_checkpoint, tmp_pa
     assert third.stdout.count("done before") == 5 and "-- fonts\n" in third.stdout
     refused = again("--learning_rate", 0.1, "--stage", "tune")
     assert refused.returncode == 2 and "trained with other learning_rate:" in refused.stderr.splitlines()[-1]
+    # Nor is it thrown away because an option was forgotten, which for the command line means 0.
+    refused = again("--steps", 0)
+    assert refused.returncode == 2 and "is there, but no --steps" in refused.stderr.splitlines()[-1]
+    refused = again("--severity", 0.5, "--stage", "before")
+    assert refused.returncode == 2 and "was trained with other severity" in refused.stderr.splitlines()[-1]
+
+    shutil.rmtree(output / "checkpoint")
+    fourth = again()
+    assert fourth.stdout.count("done before") == 5 and (output / "checkpoint" / "model.safetensors").is_file()
+    before.save_pretrained(output / "rows")
+    refused = again("--eval_words", 1)
+    assert refused.returncode == 2 and "rows and rows.json do not belong together" in refused.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -126,11 +138,27 @@ def test_killed_and_resumed_to_a_checkpoint(environment, tiny_checkpoint, tmp_pa
         (["--lang", "hi"], "the bank has language hi already"),
         (["--lang", "xx"], "no charset for language 'xx'"),
         (["--lang", "ar", "--rows", "image"], "name its folder with --mclip"),
-        (["--lang", "ar", "--stage", "checkpoint"], "stage before is missing"),
+        (["--lang", "ar", "--stage", "checkpoint"], "run is missing: run it first"),
+        (["--lang", "charsets/ar.json"], "put the file into mstr_hf/charsets and give its code"),
+        (["--lang", "ar", "--steps", -5], "--steps -5: give 0, for rows alone, or more"),
+        (["--lang", "ar", "--steps", 5, "--batch_size", 0], "batch_size is 0: give 1 or more"),
+        (["--lang", "ar", "--checkpoint", "/not/here"], "--checkpoint /not/here: no model there"),
         (["--lang", "ar", "--manifests", SAMPLES, SAMPLES], "a manifest is called labels, but two manifests have it"),
     ],
 )
 def test_refuses_in_one_line(tiny_checkpoint, tmp_path, monkeypatch, capsys, options, message):
+    options = options if "--checkpoint" in options else ["--checkpoint", tiny_checkpoint, *options]
     with pytest.raises(SystemExit) as caught:
-        run_here(monkeypatch, "--checkpoint", tiny_checkpoint, "--output_dir", tmp_path / "run", *options)
+        run_here(monkeypatch, "--output_dir", tmp_path / "run", *options)
     assert caught.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("refiner-6lang", "refiner-6lang"), ("runs/kn/checkpoint", "kn"), ("joint/final", "joint"), ("me/it", "me/it")],
+)
+def test_a_card_names_the_run_and_not_the_folder_that_all_runs_have(tmp_path, monkeypatch, folder, name):
+    monkeypatch.chdir(tmp_path)
+    if name != folder or "/" not in folder:
+        Path(folder).mkdir(parents=True)
+    assert runpy.run_path(str(SCRIPT))["checkpoint_name"](folder) == name

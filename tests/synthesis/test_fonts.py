@@ -105,6 +105,16 @@ def test_small_capitals_are_refused_in_every_cased_script(folder: Path, lang: st
     assert set(discover_fonts([lang], [folder]).refused[lang].values()) == {"both cases drawn alike"}
 
 
+def test_a_font_without_one_capital_is_looked_at_too(folder: Path):
+    # Delta is in every Greek comparison of cases, but in none of the sample words.
+    font = TTFont(font_file(DEJAVU))
+    for table in font["cmap"].tables:
+        table.cmap.pop(ord("Δ"), None)
+    font.save(folder / "no-delta.ttf")
+    (face,) = faces(discover_fonts(["el"], [folder]), "el")
+    assert covers(face, "αδ") and not covers(face, "Δ")
+
+
 def test_blank_letters_and_borrowed_digits_are_not_covered(folder: Path):
     digits = dict(zip("٠١٢٣٤٥٦٧٨٩", "0123456789", strict=True))
     remap(font_file(NASKH), folder / "naskh.ttf", digits | {"ز": ""})

@@ -74,6 +74,16 @@ def test_bank_gains_a_language_and_keeps_its_rows(old, new):
     assert extended.mclip_revision == f"first; {new}: test"
 
 
+def test_languages_are_added_one_after_the_other():
+    # Greek shares combining marks with English, which come before the signs that all languages share.
+    bank = random_bank("en", "hi")
+    for new in ("el", "kn", "ru", "as"):
+        vocabulary = extended_vocabulary(bank, load_charset(new))
+        bank = extend_bank(bank, vocabulary, torch.randn(len(vocabulary.rows) - len(bank), 16), "test")
+    assert bank.all_languages == ["en", "hi", "el", "kn", "ru", "as"]
+    assert Vocabulary.from_bank(bank).languages == ("en", "hi", "el", "kn", "ru", "as")
+
+
 def test_refuses_a_language_that_is_there_and_other_charsets():
     bank = random_bank("en", "hi")
     with pytest.raises(ValueError, match="has language hi already"):
