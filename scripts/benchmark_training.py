@@ -4,9 +4,9 @@
     python scripts/benchmark_training.py --doctr doctr/bin/python
 
 Weights are random, images of 32x128 pixels too, and words of eight letters; all models know the same characters. A
-step is forward, loss, backward, clipping and AdamW, on a batch that is there already. Speeds are images a second of
-processor time, so that other work on the machine does not count. The last line is how fast one core draws batches: a
-worker on a core of its own lets no model wait that is slower.
+step is forward, loss, backward, clipping and optimiser (Muon for these models, AdamW for docTR's), on a batch that is
+there already. Speeds are images a second of processor time, so that other work on the machine does not count. The last
+line is how fast one core draws batches: a worker on a core of its own lets no model wait that is slower.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def main() -> None:
     speeds = {}
     print("| | million parameters | fp32, images/s | bf16, images/s |\n| --- | --: | --: | --: |")
     for name in ("Spotter", "Refiner, Spotter frozen", "Refiner and Spotter together"):
-        speeds[name] = measure(*own_step(name, bank, arguments.batch_size), *size)
+        speeds[name] = measure(*own_step(name, bank, arguments.batch_size), *size, own_optimizer)
         print(row(name, speeds[name]), flush=True)
     for name, function in PEERS.items() if arguments.doctr else ():
         peer = json.dumps([function, "".join(bank.characters)])
@@ -81,13 +81,26 @@ def ratios(speeds: dict[str, dict[str, float]]) -> list[str]:
     ]
 
 
-def measure(model: Any, step: Step, images: int, steps: int) -> dict[str, float]:
+def adamw(model: Any, dtype: torch.dtype) -> torch.optim.Optimizer:
+    """What docTR's models are trained with."""
+    return torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-4)
+
+
+def own_optimizer(model: Any, dtype: torch.dtype) -> torch.optim.Optimizer:
+    """What these models are trained with."""
+    from mstr_hf.training.optimizer import Muon, parameter_groups
+
+    return Muon(parameter_groups(model, 0.02), lr=1e-4, dtype=dtype)
+
+
+def measure(
+    model: Any, step: Step, images: int, steps: int, make_optimizer: Callable[..., torch.optim.Optimizer] = adamw
+) -> dict[str, float]:
     """Trains for some steps in either precision; returns images a second, and millions of parameters."""
     found = {"parameters": sum(parameter.numel() for parameter in model.parameters()) / 1e6}
     model.train()  # which freezes what is to be frozen
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for kind in ("fp32", "bf16"):
-        optimizer = torch.optim.AdamW(trained, lr=1e-4)
+        optimizer = make_optimizer(model, torch.bfloat16 if kind == "bf16" else torch.float32)
         start = 0.0
         for number in range(WARM_UP + steps):
             if number == WARM_UP:
@@ -95,7 +108,7 @@ def measure(model: Any, step: Step, images: int, steps: int) -> dict[str, float]
             with torch.autocast("cpu", torch.bfloat16, enabled=kind == "bf16"):
                 loss = step()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(trained, 5.0)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
             optimizer.step()
             optimizer.zero_grad()
         found[kind] = images * steps / (time.process_time() - start)
