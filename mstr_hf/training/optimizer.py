@@ -80,26 +80,24 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     move = self._muon if group["orthogonal"] else self._adamw
-                    parameter.add_(move(parameter, group), alpha=-group["lr"])
+                    parameter.add_(move(self.state[parameter], parameter.grad, group), alpha=-group["lr"])
 
-    def _muon(self, parameter: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
-        state = self.state[parameter]
+    def _muon(self, state: dict[str, Any], gradient: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
         if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-        state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-        ahead = parameter.grad.lerp(state["momentum"], group["momentum"]).flatten(1)
+            state["momentum"] = torch.zeros_like(gradient)
+        state["momentum"].lerp_(gradient, 1 - group["momentum"])
+        ahead = gradient.lerp(state["momentum"], group["momentum"]).flatten(1)
         scale = ADAMW_RMS * max(ahead.shape) ** 0.5
-        return scale * orthogonalise(ahead.to(self.dtype)).to(parameter.dtype).view(parameter.shape)
+        return scale * orthogonalise(ahead.to(self.dtype)).to(gradient.dtype).view(gradient.shape)
 
-    def _adamw(self, parameter: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
-        state = self.state[parameter]
+    def _adamw(self, state: dict[str, Any], gradient: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
         if not state:
             state["step"] = torch.zeros(())
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
         state["step"] += 1
         first, second = (1 - beta ** state["step"].item() for beta in group["betas"])
-        state["exp_avg"].lerp_(parameter.grad, 1 - group["betas"][0])
-        state["exp_avg_sq"].lerp_(parameter.grad.square(), 1 - group["betas"][1])
+        state["exp_avg"].lerp_(gradient, 1 - group["betas"][0])
+        state["exp_avg_sq"].lerp_(gradient.square(), 1 - group["betas"][1])
         return state["exp_avg"] / first / ((state["exp_avg_sq"] / second).sqrt() + group["eps"])
 
 

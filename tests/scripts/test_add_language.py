@@ -74,9 +74,7 @@ def test_killed_and_resumed_to_a_checkpoint(environment, tiny_checkpoint, tmp_pa
     for stage in ("fonts", "rows", "before"):
         assert f"-- {stage}: done before" in second.stdout
     starts = [
-        json.loads(line)
-        for line in (output / "tune" / "log.jsonl").read_text().splitlines()
-        if '"start"' in line
+        json.loads(line) for line in (output / "tune" / "log.jsonl").read_text().splitlines() if '"start"' in line
     ]
     assert [start["step"] > 0 for start in starts] == [False, True]
 

@@ -48,7 +48,7 @@ def test_spotter_learns_32_words_of_two_directions(synthesiser, vocabulary, tmp_
             yield from rng.sample(parts, len(parts))
 
     args = TrainingArguments(
-        str(tmp_path), max_steps=360, learning_rate=3e-3, warmup_steps=10, log_steps=40, save_steps=1000
+        str(tmp_path), max_steps=300, learning_rate=3e-3, warmup_steps=10, log_steps=40, save_steps=1000
     )
     Trainer(args, model, batches).train().eval()
     with torch.no_grad():
