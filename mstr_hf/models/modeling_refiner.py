@@ -37,6 +37,9 @@ logger = logging.get_logger(__name__)
 
 PAD, BOS, EOS = 0, 1, 2
 SPECIAL_ROWS = 3
+# The language model holds at most this much against a reading, in nats: of names and loan words it knows only that they
+# are in no list, and that is no reason to read something else.
+LEAST_PRIOR = -9.0
 # Readings that are this much less likely, in nats, will not win a vote.
 MARGIN = 7.0
 
@@ -744,7 +747,7 @@ def _shares(ballot: Sequence[Sequence[_Hypothesis]]) -> dict[str, float]:
     priors: dict[str, float] = {}
     for hypothesis in (hypothesis for view in ballot for hypothesis in view):
         votes[hypothesis.text] = votes.get(hypothesis.text, 0.0) + hypothesis.score / len(ballot)
-        priors[hypothesis.text] = max(priors.get(hypothesis.text, -math.inf), hypothesis.prior)
+        priors[hypothesis.text] = max(priors.get(hypothesis.text, LEAST_PRIOR), hypothesis.prior)
     likeliest = max(priors.values())
     weighed = {text: vote * math.exp(priors[text] - likeliest) for text, vote in votes.items()}
     total = sum(weighed.values()) or 1.0  # 0 where a score is too small for a float

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from mstr_hf.models.beam_search import Hypotheses
-from mstr_hf.models.modeling_refiner import _Hypothesis, _shares, _vote
+from mstr_hf.models.modeling_refiner import LEAST_PRIOR, _Hypothesis, _shares, _vote
 from mstr_hf.models.prototype_bank import PrototypeBank
 from mstr_hf.models.views import LEAD, VIEWS, View, decided
 
@@ -126,6 +126,13 @@ def test_a_language_model_moves_what_the_views_have_given(letters):
     voted = _vote(letters, [view], 2, 1.0)
     assert voted["text"] == "b" and voted["score"] == pytest.approx(expected["b"])
     assert [other["text"] for other in voted["alternatives"]] == ["a", "c"]
+
+
+def test_a_language_model_holds_only_so_much_against_a_reading(letters):
+    view = [hypothesis("a", 0.5, -15.0), hypothesis("b", 0.01, -8.0)]
+    weights = {"a": 0.5 * math.exp(LEAST_PRIOR), "b": 0.01 * math.exp(-8.0)}
+    assert _shares([view]) == pytest.approx({t: 0.51 * w / sum(weights.values()) for t, w in weights.items()})
+    assert _vote(letters, [view], 0, 1.0)["text"] == "a"
 
 
 def test_scores_too_small_for_a_float_are_votes_too(letters):

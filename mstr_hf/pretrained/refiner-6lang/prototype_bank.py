@@ -68,8 +68,11 @@ class PrototypeBank:
 
     @property
     def all_languages(self) -> list[str]:
-        """Every language of the bank, in order of first use."""
-        return list(dict.fromkeys(lang for users in self.languages for lang in users))
+        """Every language of the bank, in the order in which they were added."""
+        # Signs that all languages share list them in that order; what a newer language shares with the first comes
+        # before what is the second's alone.
+        widest = max(self.languages, key=len, default=())
+        return list(dict.fromkeys([*widest, *(lang for users in self.languages for lang in users)]))
 
     @property
     def charset_digest(self) -> str:

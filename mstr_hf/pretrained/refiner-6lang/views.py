@@ -22,15 +22,17 @@ class View:
     """How to look at an image.
 
     Attributes:
-        crop: Share of the height that is cut off on every side.
-        stretch: Factor of the width.
-        widen: Another factor of the width, for images that are narrower than `NARROW` heights: most of them show signs
-            seen from the side.
+        widen: Factor of the width of images that are narrower than `NARROW` heights: most of them show signs seen from
+            the side.
+        blur: Whether each pixel is the mean of its 3 x 3 neighbourhood, which takes away noise and the marks of JPEG.
+        slope: Pixels by which the line of reading falls for each pixel along it, and which turning takes away.
+        crop: Share of the height that is cut off above and below; at the sides, where a comma may be, nothing is.
     """
 
-    crop: float = 0.0
-    stretch: float = 1.0
     widen: float = 1.0
+    blur: bool = False
+    slope: float = 0.0
+    crop: float = 0.0
 
     def __call__(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The images in this view, at the same height.
@@ -45,30 +47,25 @@ class View:
         height, padded = pixel_values.shape[2:]
         width = pixel_mask.sum(1).to(torch.float32)
         scale = 1 - 2 * self.crop
-        stretch = torch.where(width < NARROW * height, self.stretch * self.widen, self.stretch)
-        seen = ((width / height - 2 * self.crop) / scale * stretch * height).round().clamp_min(4)
+        stretch = torch.where(width < NARROW * height, self.widen, 1.0)
+        seen = (width / scale * stretch).round().clamp_min(4)
         columns = torch.arange(4 * math.ceil(seen.max().item() / 4), device=width.device)
         # Where each pixel of the view lies in the image: as far from the middle, in other steps.
-        x = width[:, None] / 2 + (columns + 0.5 - seen[:, None] / 2) * scale / stretch[:, None]
-        y = height / 2 + (torch.arange(height, device=width.device) + 0.5 - height / 2) * scale
+        x = (columns + 0.5 - seen[:, None] / 2) * scale / stretch[:, None]
+        y = (torch.arange(height, device=width.device) + 0.5 - height / 2) * scale
+        y = height / 2 + y[:, None] + self.slope * x[:, None]
         # What lies outside looks like the nearest edge: of the image, not of its padding.
-        x = torch.minimum(x.clamp_min(0.5), width[:, None] - 0.5)
-        shape = (len(x), height, len(columns))
-        grid = torch.stack(
-            [(2 * x / padded - 1)[:, None].expand(shape), (2 * y / height - 1)[None, :, None].expand(shape)], -1
-        )
+        x = torch.minimum((width[:, None] / 2 + x).clamp_min(0.5), width[:, None] - 0.5)[:, None].expand_as(y)
+        grid = torch.stack([2 * x / padded - 1, 2 * y / height - 1], -1)
         pixels = F.grid_sample(pixel_values.float(), grid, "bilinear", "border", align_corners=False)
+        if self.blur:
+            pixels = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), "replicate"), 3, stride=1)
         mask = columns < seen[:, None]
         return (pixels * mask[:, None, None]).to(pixel_values.dtype), mask
 
 
 # In the order in which they are used; chosen, like the lead, on photographs set apart for such choices.
-VIEWS = (
-    View(),
-    View(crop=0.08, widen=2),
-    View(stretch=0.85, widen=2),
-    View(crop=0.04, stretch=1.15, widen=2),
-)
+VIEWS = (View(), View(widen=2, blur=True), View(widen=2, slope=0.05), View(widen=2, crop=0.08))
 # No more views of a word are read once a reading's scores exceed those of any other by this in sum.
 LEAD = 0.7
 
