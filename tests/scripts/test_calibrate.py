@@ -77,9 +77,9 @@ def test_gate_is_the_lowest_that_keeps_the_gain(script, spotter, refiner, gate):
 
 def test_run_changes_nothing_but_the_config(script, tiny_refiner, tmp_path, monkeypatch, capsys):
     class Words:
-        def __init__(self, fonts, sources, split, severity, joiners):
+        def __init__(self, fonts, sources, split, severity, joiners, characters):
             assert (fonts, sources) == (["folder"], {"en": "en", "hi": "hi"})
-            assert split == "heldout"
+            assert split == "heldout" and "a" in characters
 
         def word(self, seed, index, lang):
             assert seed != 1  # what the trainers choose checkpoints by

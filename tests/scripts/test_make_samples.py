@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mstr_hf.charsets import load_charset
 from mstr_hf.data.manifest import read_manifest
 from mstr_hf.synthesis.fonts import Face, FontIndex
 
@@ -26,7 +27,8 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     face = Face(str(FONT), 0, "DejaVu Sans", "Book", {}, "", "heldout group")
     index = FontIndex({"en": [face]}, {"en": frozenset({"heldout group"})}, {})
     monkeypatch.setattr(module, "discover_fonts", lambda languages, folders: index)
-    monkeypatch.setattr(module, "load_words", lambda lang: SimpleNamespace(sample=lambda rng: "beside"))
+    words = SimpleNamespace(sample=lambda rng: "beside", charset=load_charset("en"))
+    monkeypatch.setattr(module, "load_words", lambda lang: words)
     return module
 
 
