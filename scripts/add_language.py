@@ -453,12 +453,13 @@ def checkpoint_stage(run: Run) -> dict[str, Any]:
     assemble(model, folder)
     (folder / "README.md").write_text(card(run, states, parameters), encoding="utf-8")
     print(f"parameters before and after: {parameters[0]:,} and {parameters[1]:,}")
+    remedy = "raise --replay" if run.args.steps else "tune, with --steps"
     for split, languages in states["before"].items():
         last = states["tuned" if run.args.steps else "rows only"][split]
         for lang, figures in languages.items():
             loss = figures["refiner"]["wrr"] - last[lang]["refiner"]["wrr"]
             if loss > TOLERATED_LOSS:
-                print(f"WARNING: {lang} lost {loss:.1f} points on {split} words: raise --replay")
+                print(f"WARNING: {lang} lost {loss:.1f} points on {split} words: {remedy}")
     fonts = " ".join(["", "--fonts", *run.args.fonts]) if run.args.fonts else ""
     print(f"{folder} is ready: fit its confidences with scripts/calibrate.py --model {folder}{fonts}")
     return {"parameters": parameters}
