@@ -83,7 +83,7 @@ class Muon(torch.optim.Optimizer):
                     parameter.add_(move(self.state[parameter], parameter.grad, group), alpha=-group["lr"])
 
     def _muon(self, state: dict[str, Any], gradient: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
-        if not state:
+        if "momentum" not in state:
             state["momentum"] = torch.zeros_like(gradient)
         state["momentum"].lerp_(gradient, 1 - group["momentum"])
         ahead = gradient.lerp(state["momentum"], group["momentum"]).flatten(1)
@@ -91,7 +91,7 @@ class Muon(torch.optim.Optimizer):
         return scale * orthogonalise(ahead.to(self.dtype)).to(gradient.dtype).view(gradient.shape)
 
     def _adamw(self, state: dict[str, Any], gradient: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
-        if not state:
+        if "step" not in state:
             state["step"] = torch.zeros(())
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
         state["step"] += 1

@@ -117,3 +117,15 @@ def test_parameters_without_a_gradient_stay():
     moving.grad = torch.eye(16)
     optimizer.step()
     assert torch.equal(still, torch.ones(16, 16)) and not torch.equal(moving, torch.ones(16, 16))
+
+
+def test_goes_on_from_the_state_of_adamw():
+    torch.manual_seed(4)
+    parameter = nn.Parameter(torch.randn(16, 16))
+    before = torch.optim.AdamW([parameter], lr=0.01)
+    steps(before, [parameter], [[torch.randn(16, 16)]])
+    optimizer = Muon([{"params": [parameter], "orthogonal": True}], lr=0.01)
+    optimizer.load_state_dict({**before.state_dict(), "param_groups": optimizer.state_dict()["param_groups"]})
+    start = parameter.detach().clone()
+    steps(optimizer, [parameter], [[torch.randn(16, 16)]])
+    assert 0.001 < (parameter - start).square().mean().sqrt() < 0.003
