@@ -105,7 +105,7 @@ class OnnxEncoder(RefinerEncoder):
         similarity = outputs["similarity"]
         if row_mask is not None:
             similarity = similarity.masked_fill(~row_mask[..., None, :], -1.0)
-        columns = pixel_mask[:, ::4]
+        columns = pixel_mask[:, :: self.spotter.config.column_width]
         return self.spotter.read_frames(
             SpotterOutput(
                 similarity=similarity,

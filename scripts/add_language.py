@@ -64,7 +64,7 @@ from mstr_hf.training.bank_rows import (
 from mstr_hf.training.language_model import build_language_model
 from mstr_hf.training.mclip import check_places, vocabulary_of
 from mstr_hf.training.trainer import Batch, Trainer, TrainingArguments
-from mstr_hf.training.words import word_batches
+from mstr_hf.training.words import image_height, word_batches
 from mstr_hf.vocabulary import Vocabulary
 
 # Rows, tuning and evaluation draw other pictures, of the same word lists.
@@ -418,7 +418,15 @@ def tune_stage(run: Run) -> dict[str, Any]:
 
     def batches(first: int, process: int, processes: int) -> Iterator[Batch]:
         return word_batches(
-            train, run.vocabulary, args.batch_size, args.seed, args.num_workers, first, process, processes
+            train,
+            run.vocabulary,
+            args.batch_size,
+            args.seed,
+            args.num_workers,
+            first,
+            process,
+            processes,
+            image_height(model),
         )
 
     training = replace(run.training, resume=begun)

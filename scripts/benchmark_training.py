@@ -161,8 +161,8 @@ def drawing_speed(bank: Any, fonts: list[str], batch_size: int) -> float:
     """Images a second of batches of synthetic words, of all the bank's languages."""
     from mstr_hf.training.words import CHUNK, WordArguments, WordBatches, word_data
 
-    data = word_data(WordArguments(fonts=fonts, eval_words=0), bank)
-    batches = WordBatches(data.train, data.vocabulary, batch_size, 1)
+    data = word_data(WordArguments(fonts=fonts, eval_words=0), bank, HEIGHT)
+    batches = WordBatches(data.train, data.vocabulary, batch_size, 1, HEIGHT)
     batches.chunk(0, 0)  # fonts that come for the first time are slow
     start = time.process_time()
     batches.chunk(0, 1)

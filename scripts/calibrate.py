@@ -28,7 +28,7 @@ from mstr_hf.synthesis.fonts import discover_fonts
 from mstr_hf.synthesis.synthetic_words import SyntheticWord, WordSynthesiser
 from mstr_hf.synthesis.words import load_words
 from mstr_hf.training.trainer import Batch, to_device
-from mstr_hf.training.words import collate, model_pixels
+from mstr_hf.training.words import collate, image_height, model_pixels
 from mstr_hf.vocabulary import Vocabulary, build_vocabulary
 
 # Words like those of the trainers' evaluation; its own, of seed 1, have chosen the checkpoint.
@@ -104,7 +104,7 @@ def main() -> None:
         characters=set(model.get_bank().characters),
     )
     drawn = [synthesiser.word(SEED, index, lang) for lang in languages for index in range(args.words)]
-    words = batches(drawn, vocabulary)
+    words = batches(drawn, vocabulary, image_height(model))
 
     spotted = fit_temperature(model, config.spotter_config, words, SPOTTER, vocabulary.joiners)
     refined = fit_temperature(model, config, words, REFINER, vocabulary.joiners)
@@ -127,9 +127,9 @@ def main() -> None:
     config.save_pretrained(args.model)
 
 
-def batches(words: Sequence[SyntheticWord], vocabulary: Vocabulary) -> Words:
+def batches(words: Sequence[SyntheticWord], vocabulary: Vocabulary, height: int) -> Words:
     """Puts words of similar width into batches, each with its texts."""
-    items = sorted(((model_pixels(word.image), word) for word in words), key=lambda item: item[0].shape[1])
+    items = sorted(((model_pixels(word.image, height), word) for word in words), key=lambda item: item[0].shape[1])
     parts = [items[start : start + BATCH_SIZE] for start in range(0, len(items), BATCH_SIZE)]
     return [(to_device(collate(part, vocabulary), "cpu"), [word.text for _, word in part]) for part in parts]
 

@@ -78,7 +78,8 @@ def main() -> None:
     args, data, options = parse_arguments("spotter", [TrainingArguments, WordArguments, BankArguments], __doc__)
     bank = PrototypeBank.from_pretrained(options.bank)
     shape = mapping(options.architecture, "architecture", list(SpotterConfig.__annotations__))
-    words = word_data(data, bank)
+    height = SpotterConfig(**shape).image_height
+    words = word_data(data, bank, height)
 
     def batches(first: int, process: int, processes: int) -> Iterator[Batch]:
         return word_batches(
@@ -90,6 +91,7 @@ def main() -> None:
             first,
             process,
             processes,
+            height,
             data.max_width,
         )
 

@@ -30,6 +30,7 @@ from mstr_hf.training.trainer import Batch, Trainer
 from mstr_hf.training.words import (
     WordArguments,
     WordData,
+    image_height,
     reading_accuracy,
     reading_samples,
     refined_accuracy,
@@ -72,7 +73,8 @@ def main() -> None:
     model = RefinerModel.from_pretrained(checkpoint.checkpoint)
     if checkpoint.bank is not None:
         model.set_bank(PrototypeBank.from_pretrained(checkpoint.bank))
-    words = word_data(data, model.get_bank())
+    height = image_height(model)
+    words = word_data(data, model.get_bank(), height)
 
     def batches(first: int, process: int, processes: int) -> Iterator[Batch]:
         return word_batches(
@@ -84,6 +86,7 @@ def main() -> None:
             first,
             process,
             processes,
+            height,
             data.max_width,
         )
 

@@ -15,7 +15,7 @@ from mstr_hf.models.modeling_spotter import SpotterModel
 from mstr_hf.models.text import display
 from mstr_hf.training.simulator import Observations, Simulator, divergences, note, observe
 from mstr_hf.training.sources import RealWords, Word
-from mstr_hf.training.words import WordArguments, collate, model_pixels, synthesisers
+from mstr_hf.training.words import HEIGHT, WordArguments, collate, model_pixels, synthesisers
 from mstr_hf.vocabulary import Vocabulary
 
 # Other words than those that chose the checkpoint (seed 1) and calibrate it (seed 2).
@@ -83,7 +83,7 @@ def simulate(simulator: Simulator, words: list[Word], vocabulary: Vocabulary) ->
     for draw in range(DRAWS):
         for start in range(0, len(words), 256):
             part = words[start : start + 256]
-            batch = collate([(model_pixels(word.image), word) for word in part], vocabulary)
+            batch = collate([(model_pixels(word.image, HEIGHT), word) for word in part], vocabulary)
             prefix = simulator.with_prefixes(batch, (SEED, draw, start))["prefix"]
             note(found, [word.text for word in part], prefix, vocabulary)
     return found

@@ -122,7 +122,8 @@ def train(vocabulary: Vocabulary, words: WordSynthesiser, output: Path) -> None:
     )
 
     def batches(first: int, process: int, processes: int) -> Iterator[Batch]:
-        return word_batches(words, vocabulary, args.batch_size, 0, args.num_workers, first, process, processes)
+        height = config.image_height
+        return word_batches(words, vocabulary, args.batch_size, 0, args.num_workers, first, process, processes, height)
 
     with contextlib.redirect_stdout(io.StringIO()):
         Trainer(args, SpotterModel(config), batches).train()

@@ -20,6 +20,7 @@ from mstr_hf.training.simulator import Simulator
 from mstr_hf.training.trainer import Batch, Trainer
 from mstr_hf.training.words import (
     WordArguments,
+    image_height,
     reading_samples,
     refined_accuracy,
     refiner_readings,
@@ -50,7 +51,8 @@ def main() -> None:
     args, data, refiner = parse_arguments("refiner", [TrainingArguments, WordArguments, RefinerArguments], __doc__)
     set_seed(args.seed)
     model = make_model(refiner)
-    words = word_data(data, model.get_bank())
+    height = image_height(model)
+    words = word_data(data, model.get_bank(), height)
     simulator = Simulator.from_file(refiner.simulator, model.get_bank()) if refiner.simulator else None
 
     def batches(first: int, process: int, processes: int) -> Iterator[Batch]:
@@ -63,6 +65,7 @@ def main() -> None:
             first,
             process,
             processes,
+            height,
             data.max_width,
             simulator,
         )

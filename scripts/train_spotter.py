@@ -19,6 +19,7 @@ from mstr_hf.training.finish import finish
 from mstr_hf.training.trainer import Batch, Trainer
 from mstr_hf.training.words import (
     WordArguments,
+    image_height,
     reading_accuracy,
     reading_samples,
     spotter_readings,
@@ -46,7 +47,8 @@ def main() -> None:
     args, data, spotter = parse_arguments("spotter", [TrainingArguments, WordArguments, SpotterArguments], __doc__)
     set_seed(args.seed)
     model = make_model(spotter)
-    words = word_data(data, model.get_bank())
+    height = image_height(model)
+    words = word_data(data, model.get_bank(), height)
 
     def batches(first: int, process: int, processes: int) -> Iterator[Batch]:
         return word_batches(
@@ -58,6 +60,7 @@ def main() -> None:
             first,
             process,
             processes,
+            height,
             data.max_width,
         )
 

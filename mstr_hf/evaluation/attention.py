@@ -69,22 +69,23 @@ def attention_maps(
         ids: Token ids of the reading.
 
     Returns:
-        float32 `[len(ids), H/8, width/4]`, where width is that of the image without padding: attention on each cell,
-        averaged over layers and heads. A map adds up to the share that is spent on the image; what is missing to 1 is
-        spent on the Spotter's hypotheses.
+        float32 `[len(ids), H/8, width/column_width]`, where width is that of the image without padding: attention on
+        each cell, averaged over layers and heads. A map adds up to the share that is spent on the image; what is
+        missing to 1 is spent on the Spotter's hypotheses.
     """
-    if not ids:
-        return torch.zeros(0, pixel_values.shape[2] // 8, int(pixel_mask.sum()) // 4)
     spotter = model.config.spotter_config
+    seen = int(pixel_mask.sum()) // spotter.column_width
+    if not ids:
+        return torch.zeros(0, spotter.image_height // 8, seen)
     with _cross_attentions(model) as weights, torch.no_grad():
         model(pixel_values, pixel_mask, labels=torch.tensor([list(ids)], device=pixel_values.device), use_cache=False)
     attention = torch.stack(weights).float().cpu().mean((0, 2))[0, : len(ids), spotter.max_length :]
     # The visual memory: the level at H/16, then the one at H/8, row by row.
-    height, width = spotter.image_height // 16, pixel_values.shape[-1] // 4
+    height, width = spotter.image_height // 16, pixel_values.shape[-1] // spotter.column_width
     coarse, fine = attention.split([height * width, 2 * height * width], -1)
     # Each cell of the coarse level covers two of the fine one.
     coarse = F.interpolate(coarse.reshape(-1, 1, height, width), scale_factor=(2.0, 1.0), mode="nearest")[:, 0] / 2
-    return (coarse + fine.reshape(-1, 2 * height, width))[..., : int(pixel_mask.sum()) // 4]
+    return (coarse + fine.reshape(-1, 2 * height, width))[..., :seen]
 
 
 @contextmanager

@@ -136,7 +136,7 @@ class WordSynthesiser:
     def _draw(
         self, rng: random.Random, noise: np.random.Generator, lang: str, face: Face, text: str
     ) -> SyntheticWord | None:
-        size = rng.uniform(26, 46)
+        size = rng.uniform(28, 62)
         style = random_style(rng, face.axes, self.sources[lang].charset.script in CONNECTED_SCRIPTS)
         if lang in KASHIDA_LANGUAGES and rng.random() < 0.15:
             text = _with_kashidas(rng, text)

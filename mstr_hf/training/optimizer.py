@@ -74,46 +74,67 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Moves all parameters that have a gradient."""
+        """Moves all parameters that have a gradient; those of one shape at once, which spares a GPU small kernels."""
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    move = self._muon if group["orthogonal"] else self._adamw
-                    parameter.add_(move(self.state[parameter], parameter.grad, group), alpha=-group["lr"])
+            if moved := [parameter for parameter in group["params"] if parameter.grad is not None]:
+                torch._foreach_mul_(moved, 1 - group["lr"] * group["weight_decay"])
+                move = self._muon if group["orthogonal"] else self._adamw
+                torch._foreach_add_(moved, move(moved, group), alpha=-group["lr"])
 
-    def _muon(self, state: dict[str, Any], gradient: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
-        if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(gradient)
-        state["momentum"].lerp_(gradient, 1 - group["momentum"])
-        ahead = gradient.lerp(state["momentum"], group["momentum"]).flatten(1)
-        scale = ADAMW_RMS * max(ahead.shape) ** 0.5
-        return scale * orthogonalise(ahead.to(self.dtype)).to(gradient.dtype).view(gradient.shape)
+    def _muon(self, moved: list[nn.Parameter], group: dict[str, Any]) -> list[torch.Tensor]:
+        gradients = [parameter.grad for parameter in moved]
+        momenta = self._averages("momentum", moved)
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
+        alike: dict[torch.Size, list[int]] = {}
+        for place, direction in enumerate(ahead):
+            alike.setdefault(direction.flatten(1).shape, []).append(place)
+        steps = list(ahead)
+        for shape, places in alike.items():
+            scale = ADAMW_RMS * max(shape) ** 0.5
+            matrices = torch.stack([ahead[place].flatten(1) for place in places])
+            matrices = scale * orthogonalise(matrices.to(self.dtype)).to(matrices.dtype)
+            for place, matrix in zip(places, matrices, strict=True):
+                steps[place] = matrix.view(ahead[place].shape)
+        return steps
 
-    def _adamw(self, state: dict[str, Any], gradient: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
-        if "step" not in state:
-            state["step"] = torch.zeros(())
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
-        state["step"] += 1
-        first, second = (1 - beta ** state["step"].item() for beta in group["betas"])
-        state["exp_avg"].lerp_(gradient, 1 - group["betas"][0])
-        state["exp_avg_sq"].lerp_(gradient.square(), 1 - group["betas"][1])
-        return state["exp_avg"] / first / ((state["exp_avg_sq"] / second).sqrt() + group["eps"])
+    def _adamw(self, moved: list[nn.Parameter], group: dict[str, Any]) -> list[torch.Tensor]:
+        gradients = [parameter.grad for parameter in moved]
+        for parameter in moved:
+            self.state[parameter].setdefault("step", torch.zeros(()))
+            self.state[parameter]["step"] += 1
+        firsts, seconds = (
+            [1 - beta ** self.state[parameter]["step"].item() for parameter in moved] for beta in group["betas"]
+        )
+        means, squares = (self._averages(name, moved) for name in ("exp_avg", "exp_avg_sq"))
+        torch._foreach_lerp_(means, gradients, 1 - group["betas"][0])
+        torch._foreach_lerp_(squares, torch._foreach_mul(gradients, gradients), 1 - group["betas"][1])
+        deviations = torch._foreach_sqrt(torch._foreach_div(squares, seconds))
+        torch._foreach_add_(deviations, group["eps"])
+        return torch._foreach_div(torch._foreach_div(means, firsts), deviations)
+
+    def _averages(self, name: str, moved: list[nn.Parameter]) -> list[torch.Tensor]:
+        """Running averages of gradients, 0 at first."""
+        for parameter in moved:
+            if name not in self.state[parameter]:
+                self.state[parameter][name] = torch.zeros_like(parameter)
+        return [self.state[parameter][name] for parameter in moved]
 
 
 def orthogonalise(matrix: torch.Tensor) -> torch.Tensor:
     """The nearest matrix whose singular values are about 1: 0.7 to 1.2 (Newton and Schulz's iteration).
 
     Args:
-        matrix: `[m, n]`.
+        matrix: `[..., m, n]`.
 
     Returns:
-        `[m, n]`, of the same type.
+        `[..., m, n]`, of the same type.
     """
     a, b, c = COEFFICIENTS
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    wide = wide / wide.norm().clamp_min(1e-7)
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    wide = matrix.mT if tall else matrix
+    wide = wide / wide.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
     for _ in range(ITERATIONS):
-        gram = wide @ wide.T
+        gram = wide @ wide.mT
         wide = a * wide + (b * gram + c * gram @ gram) @ wide
-    return wide if matrix.shape[0] <= matrix.shape[1] else wide.T
+    return wide.mT if tall else wide

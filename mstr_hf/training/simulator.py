@@ -24,7 +24,7 @@ from mstr_hf.vocabulary import Vocabulary
 
 from .sources import Word
 from .trainer import Batch, to_device
-from .words import collate, model_pixels
+from .words import collate, image_height, model_pixels
 
 # Score vectors that are kept of each rank of the truth.
 KEPT_SCORES = 500
@@ -131,7 +131,8 @@ def align(truth: Sequence[str], reading: Sequence[str]) -> list[tuple[int | None
 def observe(model: SpotterModel, words: Sequence[Word], vocabulary: Vocabulary) -> Observations:
     """Reads words with a Spotter, in eval mode, and notes what becomes of them."""
     found = Observations()
-    items = sorted(((model_pixels(word.image), word) for word in words), key=lambda item: item[0].shape[1])
+    height = image_height(model)
+    items = sorted(((model_pixels(word.image, height), word) for word in words), key=lambda item: item[0].shape[1])
     for start in range(0, len(items), 32):
         part = items[start : start + 32]
         batch = to_device(collate(part, vocabulary), model.device)

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from mstr_hf.charsets import load_charsets
-from mstr_hf.models.image_processing_mstr import resize, resized_width
+from mstr_hf.models.image_processing_mstr import MAX_RATIO, resize, resized_width
 from mstr_hf.models.modeling_refiner import RefinerModel
 from mstr_hf.models.modeling_spotter import IGNORED, SpotterModel
 from mstr_hf.models.prototype_bank import PrototypeBank
@@ -34,8 +34,9 @@ from .trainer import Batch, Sample, begin_worker, to_device
 if TYPE_CHECKING:
     from .simulator import Simulator  # which measures a Spotter on batches of words
 
+# Height at which `max_width` counts pixels.
 HEIGHT = 32
-# Pixels a frame: two frames for each column of four pixels.
+# Pixels a frame, at any height: two or four frames for each column of four or eight pixels.
 FRAME_WIDTH = 2
 # Words are drawn in chunks of this many batches and sorted by width within a chunk, so that little is padding.
 CHUNK = 8
@@ -121,8 +122,13 @@ class FixedWords:
         return self.words[index % len(self.words)]
 
 
-def word_data(args: WordArguments, bank: PrototypeBank) -> WordData:
+def word_data(args: WordArguments, bank: PrototypeBank, height: int) -> WordData:
     """Gathers the words to train on and those to validate with.
+
+    Args:
+        args: Which words.
+        bank: The model's bank.
+        height: The model's image height.
 
     Raises:
         ValueError: If an option does not fit the bank, or the data hold nothing to read.
@@ -170,7 +176,7 @@ def word_data(args: WordArguments, bank: PrototypeBank) -> WordData:
     mixture = WordMixture(parts)
     if args.overfit_images:
         candidates = (mixture.word(0, index) for index in range(ATTEMPTS * args.overfit_images))
-        fitting = (word for word in candidates if fits(word.text, model_pixels(word.image).shape[1], args.max_width))
+        fitting = (word for word in candidates if fits(word.text, model_pixels(word.image, height), args.max_width))
         different: dict[tuple[str, bytes], Word] = {}
         for word in fitting:
             different.setdefault((word.text, word.image.tobytes()), word)
@@ -213,7 +219,8 @@ class WordBatches:
         vocabulary: Encodes their labels.
         batch_size: Words a batch.
         processes: Training processes, which take turns.
-        max_width: Widest word, in pixels at the models' height.
+        height: The model's image height.
+        max_width: Widest word, in pixels at height 32.
         simulator: Gives each batch simulated readings of the Spotter.
     """
 
@@ -223,11 +230,13 @@ class WordBatches:
         vocabulary: Vocabulary,
         batch_size: int,
         processes: int,
+        height: int,
         max_width: int = 192,
         simulator: Simulator | None = None,
     ):
         self.words, self.vocabulary = words, vocabulary
-        self.batch_size, self.processes, self.max_width = batch_size, processes, max_width
+        self.batch_size, self.processes = batch_size, processes
+        self.height, self.max_width = height, max_width
         self.simulator = simulator
         self._complained: set[str] = set()
 
@@ -252,8 +261,8 @@ class WordBatches:
         """The word at a position, or another one in its place if it is too wide or too dense."""
         for attempt in range(ATTEMPTS):
             word = self.words.word(seed + 1_000_003 * attempt, index)
-            pixels = model_pixels(word.image)
-            if fits(word.text, pixels.shape[1], self.max_width):
+            pixels = model_pixels(word.image, self.height)
+            if fits(word.text, pixels, self.max_width):
                 return pixels, word
             if isinstance(word, RealWord) and word.lang not in self._complained:
                 self._complained.add(word.lang)
@@ -273,11 +282,12 @@ def word_batches(
     first: int,
     process: int,
     processes: int,
+    height: int,
     max_width: int = 192,
     simulator: Simulator | None = None,
 ) -> Iterator[Batch]:
     """Endless batches of one training process from a given one on (see `Trainer`)."""
-    draw = WordBatches(words, vocabulary, batch_size, processes, max_width, simulator).chunk
+    draw = WordBatches(words, vocabulary, batch_size, processes, height, max_width, simulator).chunk
     chunks = SyntheticStream(draw, seed, first // CHUNK * processes, process, processes)
     skip = first % CHUNK
     prefetch = 2 if num_workers else None
@@ -305,10 +315,15 @@ def _each(change: Callable[[Any], Any], batch: Batch) -> Batch:
     return {name: _each(change, item) if isinstance(item, dict) else change(item) for name, item in batch.items()}
 
 
-def model_pixels(image: np.ndarray) -> np.ndarray:
-    """uint8 `[H, W]` to what the models see: their height, a width that keeps the ratio, the contrast stretched."""
-    width = resized_width(image.shape[1], image.shape[0])
-    return np.asarray(resize(Image.fromarray(image), width, HEIGHT))
+def model_pixels(image: np.ndarray, height: int) -> np.ndarray:
+    """uint8 `[H, W]` to what a model sees: its height, a width that keeps the ratio, the contrast stretched."""
+    width = resized_width(image.shape[1], image.shape[0], height, MAX_RATIO * height)
+    return np.asarray(resize(Image.fromarray(image), width, height))
+
+
+def image_height(model: SpotterModel | RefinerModel) -> int:
+    """Height of the images that a model reads."""
+    return getattr(model, "spotter", model).config.image_height
 
 
 def readable(text: str, width: int) -> bool:
@@ -317,21 +332,23 @@ def readable(text: str, width: int) -> bool:
     return len(text) + repeats <= width // FRAME_WIDTH
 
 
-def fits(text: str, width: int, max_width: int) -> bool:
-    """Whether a picture of this width can train."""
-    return width <= max_width and readable(text, width)
+def fits(text: str, pixels: np.ndarray, max_width: int) -> bool:
+    """Whether a picture `[H, W]` can train; `max_width` is in pixels at height 32."""
+    height, width = pixels.shape
+    return width * HEIGHT <= max_width * height and readable(text, width)
 
 
 def collate(words: Sequence[tuple[np.ndarray, Word]], vocabulary: Vocabulary) -> Batch:
     """Pads resized images and labels.
 
     Returns:
-        `pixel_values` uint8 `[B, 1, 32, W]` (see `to_device`), `pixel_mask` `[B, W]`, `labels` `[B, S]`,
+        `pixel_values` uint8 `[B, 1, H, W]` (see `to_device`), `pixel_mask` `[B, W]`, `labels` `[B, S]`,
         `frame_labels` `[B, W/2]` (see `SpotterModel.forward`).
     """
+    height = words[0][0].shape[0]
     width = max(pixels.shape[1] for pixels, _ in words)
     longest = max(len(word.text) for _, word in words)
-    images = np.zeros((len(words), 1, HEIGHT, width), np.uint8)
+    images = np.zeros((len(words), 1, height, width), np.uint8)
     mask = np.zeros((len(words), width), bool)
     labels = np.full((len(words), longest), IGNORED, np.int64)
     frames = np.full((len(words), width // FRAME_WIDTH), IGNORED, np.int64)
@@ -408,7 +425,7 @@ def reading_samples(
     shown = [word for found in chosen.values() for word in found[:SAMPLES]]
     texts = readings(model, shown, vocabulary)
     return [
-        Sample(model_pixels(word.image), display(word.text), display(text))
+        Sample(model_pixels(word.image, image_height(model)), display(word.text), display(text))
         for word, text in zip(shown, texts, strict=True)
     ]
 
@@ -420,7 +437,7 @@ def spotter_readings(model: SpotterModel, words: Sequence[Word], vocabulary: Voc
         ids = model(batch["pixel_values"], batch["pixel_mask"]).top_k_ids[..., 0]
         return [vocabulary.decode(row) for row in ids.tolist()]
 
-    return _readings(read, model.device, words, vocabulary)
+    return _readings(read, model, words, vocabulary)
 
 
 def refiner_readings(model: RefinerModel, words: Sequence[Word], vocabulary: Vocabulary) -> list[str]:
@@ -430,19 +447,23 @@ def refiner_readings(model: RefinerModel, words: Sequence[Word], vocabulary: Voc
         readings = model.recognise(batch["pixel_values"], batch["pixel_mask"], gate_threshold=2.0, num_views=1)
         return [normalise(reading["text"], vocabulary.joiners) for reading in readings]
 
-    return _readings(read, model.device, words, vocabulary)
+    return _readings(read, model, words, vocabulary)
 
 
 def _readings(
-    read: Callable[[Batch], list[str]], device: torch.device, words: Sequence[Word], vocabulary: Vocabulary
+    read: Callable[[Batch], list[str]],
+    model: SpotterModel | RefinerModel,
+    words: Sequence[Word],
+    vocabulary: Vocabulary,
 ) -> list[str]:
     """Reads words in batches of like width."""
-    pixels = [model_pixels(word.image) for word in words]
+    height = image_height(model)
+    pixels = [model_pixels(word.image, height) for word in words]
     order = sorted(range(len(words)), key=lambda place: pixels[place].shape[1])
     texts = [""] * len(words)
     for start in range(0, len(order), 32):
         places = order[start : start + 32]
-        batch = to_device(collate([(pixels[place], words[place]) for place in places], vocabulary), device)
+        batch = to_device(collate([(pixels[place], words[place]) for place in places], vocabulary), model.device)
         for place, text in zip(places, read(batch), strict=True):
             texts[place] = text
     return texts

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,10 +58,10 @@ def shake() -> Callable[[nn.Module], None]:
 
 
 @pytest.fixture(scope="session")
-def make_spotter(shake: Callable[[nn.Module], None]) -> Callable[[PrototypeBank], SpotterModel]:
+def make_spotter(shake: Callable[[nn.Module], None]) -> Callable[..., SpotterModel]:
     """Makes a small Spotter with random weights, ready to read."""
 
-    def make_spotter(bank: PrototypeBank) -> SpotterModel:
+    def make_spotter(bank: PrototypeBank, **shape: Any) -> SpotterModel:
         torch.manual_seed(0)
         config = SpotterConfig(
             stem_channels=8,
@@ -71,6 +72,7 @@ def make_spotter(shake: Callable[[nn.Module], None]) -> Callable[[PrototypeBank]
             intermediate_size=32,
             projection_dim=24,
             num_prototypes=len(bank),
+            **shape,
         )
         model = SpotterModel(config)
         model.set_bank(bank, base=True)
@@ -81,7 +83,7 @@ def make_spotter(shake: Callable[[nn.Module], None]) -> Callable[[PrototypeBank]
 
 
 @pytest.fixture
-def spotter(make_spotter: Callable[[PrototypeBank], SpotterModel], bank: PrototypeBank) -> SpotterModel:
+def spotter(make_spotter: Callable[..., SpotterModel], bank: PrototypeBank) -> SpotterModel:
     return make_spotter(bank)
 
 

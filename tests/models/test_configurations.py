@@ -25,6 +25,7 @@ from mstr_hf.models.configuration_refiner import RefinerDecoderConfig
         (SpotterConfig, {"stage_channels": [8, 8]}, "stage_channels takes 3 numbers and stage_blocks 2"),
         (SpotterConfig, {"stage_channels": [8, 0, 8]}, "stage_channels is [8, 0, 8]: give 1 or more"),
         (SpotterConfig, {"image_height": 40}, "image_height 40 is not a multiple of 16"),
+        (SpotterConfig, {"column_width": 6}, "column_width 6: give 4 or 8"),
         (SpotterConfig, {"num_attention_heads": 5}, "is not a multiple of num_attention_heads 5"),
         (SpotterConfig, {"hidden_act": "gelou"}, "hidden_act is 'gelou': give a name that transformers knows"),
         (SpotterConfig, {"score_temperature": float("nan")}, "score_temperature is nan: give a number above 0"),

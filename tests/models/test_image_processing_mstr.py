@@ -324,9 +324,9 @@ def test_odd_sizes(width, height):
 @given(st.integers(1, 4000), st.integers(1, 4000))
 def test_width_follows_the_ratio(width, height):
     resized = resized_width(width, height)
-    assert resized % 4 == 0 and 8 <= resized <= 640
+    assert resized % 8 == 0 and 8 <= resized <= 640
     if 8 <= 32 * width / height <= 640:
-        assert -0.5 <= resized - 32 * width / height < 4.5
+        assert -0.5 <= resized - 32 * width / height < 8.5
 
 
 @given(st.data(), st.integers(1, 30))

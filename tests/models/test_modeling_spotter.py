@@ -215,7 +215,11 @@ def test_outputs_have_the_shapes_of_the_docstring(spotter, bank, images):
     assert any(texts(output, bank))  # the random weights read something, or much below would be empty
 
 
-def test_padding_never_changes_a_reading(spotter, images):
+@pytest.mark.parametrize("tall", [False, True])
+def test_padding_never_changes_a_reading(make_spotter, bank, images, tall):
+    spotter = make_spotter(bank, image_height=48, column_width=8, frames_per_column=4) if tall else make_spotter(bank)
+    if tall:
+        images = images | {"pixel_values": F.interpolate(images["pixel_values"], (48, images["pixel_mask"].shape[1]))}
     pixels = images["pixel_values"].clone()
     # whatever stands in the padding
     pixels[~images["pixel_mask"][:, None, None].expand_as(pixels)] = 5.0
@@ -229,9 +233,11 @@ def test_padding_never_changes_a_reading(spotter, images):
         assert torch.allclose(together.blank_similarity[b, :frames], alone.blank_similarity[0], atol=1e-5)
         assert torch.equal(together.top_k_ids[b, :steps], alone.top_k_ids[0])
         assert not together.character_mask[b, steps:].any()
-        for level, own in zip(together.feature_maps, alone.feature_maps, strict=True):
-            assert torch.allclose(level[b, ..., : width // 4], own[0], atol=1e-5)
-            assert not level[b, ..., width // 4 :].any()
+        column = 8 if tall else 4
+        for level, own, step in zip(together.feature_maps, alone.feature_maps, (4, column, column), strict=True):
+            assert own.shape[-1] == width // step
+            assert torch.allclose(level[b, ..., : width // step], own[0], atol=1e-5)
+            assert not level[b, ..., width // step :].any()
         score = spotter.word_scores(together)[b].item()
         assert score == pytest.approx(spotter.word_scores(alone).item(), rel=1e-3)
 

@@ -8,7 +8,7 @@ from mstr_hf.models.configuration_spotter import SpotterConfig
 from mstr_hf.models.modeling_spotter import SpotterModel
 from mstr_hf.models.prototype_bank import PrototypeBank
 from mstr_hf.training.trainer import Batch, Trainer, TrainingArguments
-from mstr_hf.training.words import collate, model_pixels, reading_accuracy
+from mstr_hf.training.words import HEIGHT, collate, model_pixels, reading_accuracy
 
 
 def test_spotter_learns_32_words_of_two_directions(synthesiser, vocabulary, tmp_path):
@@ -39,7 +39,7 @@ def test_spotter_learns_32_words_of_two_directions(synthesiser, vocabulary, tmp_
     )
     model = SpotterModel(config)
     model.set_bank(bank, base=True)
-    items = sorted(((model_pixels(word.image), word) for word in words), key=lambda item: item[0].shape[1])
+    items = sorted(((model_pixels(word.image, HEIGHT), word) for word in words), key=lambda item: item[0].shape[1])
     parts = [collate(items[:16], vocabulary), collate(items[16:], vocabulary)]
 
     def batches(first: int, process: int, processes: int) -> Iterator[Batch]:

@@ -9,13 +9,15 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from mstr_hf.charsets import load_charsets
-from mstr_hf.models.image_processing_mstr import MSTRImageProcessor
+from mstr_hf.models.configuration_spotter import SpotterConfig
+from mstr_hf.models.image_processing_mstr import MAX_RATIO, MSTRImageProcessor
 from mstr_hf.models.prototype_bank import PrototypeBank
 from mstr_hf.models.text import visual_order
 from mstr_hf.synthesis.synthetic_words import SyntheticWord
 from mstr_hf.training.trainer import to_device
 from mstr_hf.training.words import (
     CHUNK,
+    HEIGHT,
     WordArguments,
     WordBatches,
     collate,
@@ -48,7 +50,7 @@ def assert_same(first: list, second: list) -> None:
 @pytest.fixture(scope="module")
 def batches(synthesiser, vocabulary) -> list[dict[str, torch.Tensor]]:
     """The first batches of a training process that is alone."""
-    return take(word_batches(synthesiser, vocabulary, SIZE, 0, 0, 0, 0, 1), 0, 2 * CHUNK + 3)
+    return take(word_batches(synthesiser, vocabulary, SIZE, 0, 0, 0, 0, 1, HEIGHT), 0, 2 * CHUNK + 3)
 
 
 # -------------------- the endless sequence
@@ -56,13 +58,13 @@ def batches(synthesiser, vocabulary) -> list[dict[str, torch.Tensor]]:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_do_not_change_the_sequence(synthesiser, vocabulary, batches, workers):
-    stream = word_batches(synthesiser, vocabulary, SIZE, 0, workers, 0, 0, 1)
+    stream = word_batches(synthesiser, vocabulary, SIZE, 0, workers, 0, 0, 1, HEIGHT)
     assert_same(take(stream, 0, 2 * CHUNK + 3), batches)
 
 
 @pytest.mark.parametrize("first", [3, CHUNK, CHUNK + 5])
 def test_a_run_that_goes_on_reads_what_comes_next(synthesiser, vocabulary, batches, first):
-    stream = word_batches(synthesiser, vocabulary, SIZE, 0, 0, first, 0, 1)
+    stream = word_batches(synthesiser, vocabulary, SIZE, 0, 0, first, 0, 1, HEIGHT)
     assert_same(take(stream, 0, 5), batches[first : first + 5])
 
 
@@ -70,16 +72,16 @@ def test_processes_share_the_sequence(synthesiser, vocabulary):
     def words(batches: list) -> list[tuple]:
         return sorted(tuple(row) for batch in batches for row in batch["labels"].tolist())
 
-    chunks = WordBatches(synthesiser, vocabulary, SIZE, 2)
+    chunks = WordBatches(synthesiser, vocabulary, SIZE, 2, HEIGHT)
     each = [
-        take(word_batches(synthesiser, vocabulary, SIZE, 0, workers, 0, rank, 2), 0, 2 * CHUNK)
+        take(word_batches(synthesiser, vocabulary, SIZE, 0, workers, 0, rank, 2, HEIGHT), 0, 2 * CHUNK)
         for rank, workers in ((0, 0), (1, 2))
     ]
     for rank in (0, 1):
         for lap in (0, 1):
             own = each[rank][lap * CHUNK : (lap + 1) * CHUNK]
             assert words(own) == words(chunks.chunk(0, 2 * lap + rank))
-        later = take(word_batches(synthesiser, vocabulary, SIZE, 0, 0, CHUNK + 2, rank, 2), 0, 2)
+        later = take(word_batches(synthesiser, vocabulary, SIZE, 0, 0, CHUNK + 2, rank, 2, HEIGHT), 0, 2)
         assert_same(later, each[rank][CHUNK + 2 : CHUNK + 4])
     # wide batches come at the same step in both, since each waits for the other
     orders = [np.argsort([batch["pixel_values"].shape[-1] for batch in own[:CHUNK]], kind="stable") for own in each]
@@ -96,13 +98,13 @@ class Noting:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_workers_simulate_readings_with_a_seed_for_each_batch_of_each_process(synthesiser, vocabulary, workers):
     for process in (0, 1):
-        stream = word_batches(synthesiser, vocabulary, SIZE, 5, workers, 3, process, 2, simulator=Noting())
+        stream = word_batches(synthesiser, vocabulary, SIZE, 5, workers, 3, process, 2, HEIGHT, simulator=Noting())
         seeds = [batch["prefix"]["seed"].tolist() for batch in islice(stream, CHUNK)]
         assert seeds == [[5, number, process] for number in range(3, 3 + CHUNK)]
 
 
 def test_seeds_differ(synthesiser, vocabulary, batches):
-    other = take(word_batches(synthesiser, vocabulary, SIZE, 1, 0, 0, 0, 1), 0, 2)
+    other = take(word_batches(synthesiser, vocabulary, SIZE, 1, 0, 0, 0, 1, HEIGHT), 0, 2)
     assert not torch.equal(other[0]["pixel_values"], batches[0]["pixel_values"])
 
 
@@ -112,15 +114,18 @@ def test_batches_hold_words_of_like_width(batches):
     widths = sorted([sorted(batch["pixel_mask"].sum(1).tolist()) for batch in chunk])
     assert all(narrow[-1] <= wide[0] for narrow, wide in pairwise(widths))
     assert [batch["pixel_mask"].shape[1] for batch in chunk] != sorted(batch["pixel_mask"].shape[1] for batch in chunk)
-    assert max(map(max, widths)) <= 192 and all(width % 4 == 0 for row in widths for width in row)
+    assert max(map(max, widths)) <= 192 and all(width % 8 == 0 for row in widths for width in row)
 
 
-def test_words_that_are_too_wide_give_way_to_others(synthesiser, vocabulary):
-    narrow = WordBatches(synthesiser, vocabulary, SIZE, 1, max_width=64).chunk(0, 0)
+@pytest.mark.parametrize("height", [32, 48])
+def test_words_that_are_too_wide_give_way_to_others(synthesiser, vocabulary, height):
+    narrow = WordBatches(synthesiser, vocabulary, SIZE, 1, height, max_width=64).chunk(0, 0)
     assert len(narrow) == CHUNK and all(len(batch["labels"]) == SIZE for batch in narrow)
-    assert max(batch["pixel_mask"].shape[1] for batch in narrow) <= 64
+    assert all(batch["pixel_values"].shape[2] == height for batch in narrow)
+    widest = max(batch["pixel_mask"].shape[1] for batch in narrow)
+    assert 48 * height / 32 < widest <= 64 * height / 32  # pixels of max_width are those at height 32
     with pytest.raises(ValueError, match="none of 100 words is at most 4 pixels wide: raise max_width"):
-        WordBatches(synthesiser, vocabulary, SIZE, 1, max_width=4).chunk(0, 0)
+        WordBatches(synthesiser, vocabulary, SIZE, 1, HEIGHT, max_width=4).chunk(0, 0)
 
 
 # -------------------- batches
@@ -160,14 +165,15 @@ def test_collate(vocabulary):
         assert (0 in frames) == (word.centres is not None)
 
 
-def test_resizing_is_the_image_processors():
-    processor = MSTRImageProcessor()
+@pytest.mark.parametrize("height", [32, 48])
+def test_resizing_is_the_image_processors(height):
+    processor = MSTRImageProcessor(size={"height": height, "width": MAX_RATIO * height})
     for shape in ((32, 32), (20, 90), (77, 300), (120, 31), (9, 33), (60, 1000), (32, 640)):
         image = np.random.default_rng(shape[1]).integers(0, 256, shape, np.uint8)
-        resized = model_pixels(image)
+        resized = model_pixels(image, height)
         expected = processor([image], return_tensors="pt")
         width = int(expected["pixel_mask"].sum())
-        assert resized.shape == (32, width)
+        assert resized.shape == (height, width)
         assert torch.allclose(
             torch.from_numpy(resized / 127.5 - 1).float(), expected["pixel_values"][0, 0, :, :width], atol=1e-5
         )
@@ -249,9 +255,9 @@ def test_options_that_do_not_fit_the_bank_are_refused():
         ({"language_temperature": 0.0}, "language_temperature 0.0: give a number above 0"),
     ):
         with pytest.raises(ValueError, match=message):
-            word_data(WordArguments(**options), bank)
+            word_data(WordArguments(**options), bank, HEIGHT)
     with pytest.raises(ValueError, match="the charset of en has characters that the bank lacks, such as 'A'"):
-        word_data(WordArguments(), bank_of(vocabulary, slice(1, None)))
+        word_data(WordArguments(), bank_of(vocabulary, slice(1, None)), HEIGHT)
 
 
 def test_labelled_pictures_are_mixed_with_synthetic_words(labelled, vocabulary, synthesiser, monkeypatch):
@@ -262,7 +268,8 @@ def test_labelled_pictures_are_mixed_with_synthetic_words(labelled, vocabulary, 
         return synthesiser, synthesiser
 
     monkeypatch.setattr("mstr_hf.training.words.synthesisers", synthesisers)
-    data = word_data(WordArguments(data=[str(labelled)], synthetic_share=0.25, fonts=["f"]), bank_of(vocabulary))
+    args = WordArguments(data=[str(labelled)], synthetic_share=0.25, fonts=["f"])
+    data = word_data(args, bank_of(vocabulary), HEIGHT)
     assert drawn == [["f"]] and data.summary.startswith("75% of 27 labelled pictures (ar 9, en 18); 25% synthetic")
     words = [data.train.word(0, index) for index in range(60)]
     real = [word for word in words if hasattr(word, "family") is False]
@@ -271,26 +278,27 @@ def test_labelled_pictures_are_mixed_with_synthetic_words(labelled, vocabulary, 
 
 
 def test_pictures_alone_need_no_fonts_and_two_are_enough_to_learn_by_heart(labelled, vocabulary):
-    data = word_data(WordArguments(data=[str(labelled)]), bank_of(vocabulary))
+    data = word_data(WordArguments(data=[str(labelled)]), bank_of(vocabulary), HEIGHT)
     assert data.summary == "100% of 27 labelled pictures (ar 9, en 18)" and data.warning == ""
-    data = word_data(WordArguments(data=[str(labelled)], overfit_images=2), bank_of(vocabulary))
+    data = word_data(WordArguments(data=[str(labelled)], overfit_images=2), bank_of(vocabulary), HEIGHT)
     trained = {data.train.word(0, index).text for index in range(50)}
     assert trained == {word.text for word in data.heldout} and len(trained) == 2
     with pytest.raises(ValueError, match=r"no label can be used: .*characters outside the bank.*ar needs"):
-        word_data(WordArguments(data=[str(labelled)]), bank_of(build_vocabulary(load_charsets(["hi"])), slice(0, 5)))
+        few = bank_of(build_vocabulary(load_charsets(["hi"])), slice(0, 5))
+        word_data(WordArguments(data=[str(labelled)]), few, HEIGHT)
 
 
 def test_nothing_to_validate_with_is_refused(labelled, vocabulary):
     with pytest.raises(ValueError, match="no words to validate with: give eval_words of 1 or more"):
-        word_data(WordArguments(data=[str(labelled)], eval_words=0), bank_of(vocabulary))
+        word_data(WordArguments(data=[str(labelled)], eval_words=0), bank_of(vocabulary), HEIGHT)
     with pytest.raises(ValueError, match="overfit_images 99: only 27 different words fit"):
-        word_data(WordArguments(data=[str(labelled)], overfit_images=99), bank_of(vocabulary))
+        word_data(WordArguments(data=[str(labelled)], overfit_images=99), bank_of(vocabulary), HEIGHT)
 
 
 def test_pictures_that_are_too_wide_are_named_once_a_language(labelled, vocabulary, capsys):
-    words = word_data(WordArguments(data=[str(labelled)]), bank_of(vocabulary)).train
-    widths = [model_pixels(words.word(0, index).image).shape[1] for index in range(27)]
-    batches = WordBatches(words, vocabulary, 3, 1, max_width=sorted(widths)[3])
+    words = word_data(WordArguments(data=[str(labelled)]), bank_of(vocabulary), HEIGHT).train
+    widths = [model_pixels(words.word(0, index).image, HEIGHT).shape[1] for index in range(27)]
+    batches = WordBatches(words, vocabulary, 3, 1, HEIGHT, max_width=sorted(widths)[3])
     batches.chunk(0, 0)
     errors = capsys.readouterr().err
     assert errors.count("left out: pictures of language en that are wider than max_width") == 1
@@ -303,6 +311,7 @@ def test_accuracy_is_by_language_and_their_mean(vocabulary):
 
     class Reader:
         device = "cpu"
+        config = SpotterConfig()
 
         def __call__(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> SimpleNamespace:
             assert pixel_values.dtype == torch.float32
