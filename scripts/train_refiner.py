@@ -1,6 +1,7 @@
 """Trains the Refiner on a Spotter: `accelerate launch scripts/train_refiner.py --spotter S --output_dir runs/refiner`.
 
-It refines what the Spotter reads, or with `--simulator` what a simulator (scripts/fit_simulator.py) says that the
+With `--joint` it trains the Spotter as well: a given one, or with `--bank` a new one. A Refiner on a finished Spotter
+refines what the Spotter reads, or with `--simulator` what a simulator (scripts/fit_simulator.py) says that the
 Spotter might have read.
 """
 
@@ -17,6 +18,7 @@ from mstr_hf.models.modeling_spotter import SpotterModel
 from mstr_hf.training.arguments import TrainingArguments, mapping, parse_arguments
 from mstr_hf.training.finish import finish
 from mstr_hf.training.simulator import Simulator
+from mstr_hf.training.spotter import new_spotter
 from mstr_hf.training.trainer import Batch, Trainer
 from mstr_hf.training.words import (
     WordArguments,
@@ -37,12 +39,18 @@ class RefinerArguments:
         default=None, metadata={"help": "Trained Spotter, which stays as it is; that of init_from if left out."}
     )
     init_from: str | None = field(default=None, metadata={"help": "Refiner to start from instead of nothing."})
+    bank: str | None = field(
+        default=None, metadata={"help": "Prototype bank: trains a new Spotter as well, with --joint."}
+    )
     joint: bool = field(
         default=False, metadata={"help": "Train the Spotter as well: both losses, one pass over the words."}
     )
     simulator: str | None = field(default=None, metadata={"help": "Fitted simulator of the Spotter's errors."})
     architecture: str = field(
         default="", metadata={"help": "Fields of RefinerDecoderConfig, such as num_hidden_layers=4."}
+    )
+    spotter_architecture: str = field(
+        default="", metadata={"help": "Fields of the new Spotter's SpotterConfig, such as num_hidden_layers=4."}
     )
 
 
@@ -89,12 +97,24 @@ def main() -> None:
 
 
 def make_model(refiner: RefinerArguments) -> RefinerModel:
-    """A new Refiner around a Spotter, or a trained one.
+    """A new Refiner around a Spotter, trained or new, or a trained one.
 
     Raises:
-        ValueError: If neither is named, or options contradict each other.
+        ValueError: If nothing is named to start with, or options contradict each other.
     """
+    sources = [name for name in ("spotter", "init_from", "bank") if getattr(refiner, name) is not None]
+    if refiner.bank is not None and (len(sources) > 1 or not refiner.joint):
+        raise ValueError(
+            "--bank is for a new Spotter, which --joint trains: add that, and leave --spotter and --init_from out"
+        )
+    if refiner.spotter_architecture and refiner.bank is None:
+        raise ValueError(
+            "spotter_architecture: a Spotter that is trained has one; leave it (--spotter_architecture '' where a "
+            "config has it) out, or name a --bank for a new one"
+        )
     spotter = SpotterModel.from_pretrained(refiner.spotter) if refiner.spotter is not None else None
+    if refiner.bank is not None:
+        spotter = new_spotter(refiner.bank, refiner.spotter_architecture, "spotter_architecture")
     if refiner.init_from is not None:
         if refiner.architecture:
             raise ValueError(
@@ -107,7 +127,9 @@ def make_model(refiner: RefinerArguments) -> RefinerModel:
             model.spotter.load_state_dict(spotter.state_dict())
     else:
         if spotter is None:
-            raise ValueError("name a --spotter to refine, or a Refiner to go on with (--init_from)")
+            raise ValueError(
+                "name a --spotter to refine, a Refiner to go on with (--init_from), or a --bank to start with (--joint)"
+            )
         shape = mapping(refiner.architecture, "architecture", list(RefinerDecoderConfig.__annotations__))
         model = RefinerModel.from_spotter(spotter, shape)
     model.config.freeze_spotter = not refiner.joint

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 from accelerate.utils import set_seed
 
-from mstr_hf.models.configuration_spotter import SpotterConfig
 from mstr_hf.models.modeling_spotter import SpotterModel
 from mstr_hf.models.prototype_bank import PrototypeBank
-from mstr_hf.training.arguments import TrainingArguments, mapping, parse_arguments
+from mstr_hf.training.arguments import TrainingArguments, parse_arguments
 from mstr_hf.training.finish import finish
+from mstr_hf.training.spotter import new_spotter
 from mstr_hf.training.trainer import Batch, Trainer
 from mstr_hf.training.words import (
     WordArguments,
@@ -26,9 +26,6 @@ from mstr_hf.training.words import (
     word_batches,
     word_data,
 )
-
-# Fields of the config that the bank decides.
-DECIDED = ("projection_dim", "num_prototypes", "num_base_prototypes", "base_digest", "bank")
 
 
 @dataclass
@@ -96,12 +93,7 @@ def make_model(spotter: SpotterArguments) -> SpotterModel:
         return model
     if spotter.bank is None:
         raise ValueError("name a --bank to start with, or a Spotter to go on with (--init_from)")
-    bank = PrototypeBank.from_pretrained(spotter.bank)
-    known = [name for name in SpotterConfig.__annotations__ if name not in DECIDED]
-    shape = mapping(spotter.architecture, "architecture", known)
-    model = SpotterModel(SpotterConfig(projection_dim=bank.prototypes.shape[1], num_prototypes=len(bank), **shape))
-    model.set_bank(bank, base=True)
-    return model
+    return new_spotter(spotter.bank, spotter.architecture)
 
 
 if __name__ == "__main__":

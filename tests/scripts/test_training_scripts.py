@@ -77,6 +77,7 @@ WORDS = [*STEPS, "--batch_size", 2, "--eval_words", 3]
 # The paper's setting, for two small steps.
 REFERENCE = ["--config", CONFIGS / "reference.yaml"]
 SHAPE = "stem_channels=4,stage_channels=[4,8,16],stage_blocks=[1,1],num_hidden_layers=1,intermediate_size=16"
+TALL = "image_height=48,column_width=8,frames_per_column=4"
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +219,24 @@ def test_refiner_and_spotter_together(run, refiner):
     before, after = (load_file(path / "final/model.safetensors") for path in (refiner, folder))
     name = "encoder.spotter.backbone.stem.conv.weight"
     assert not torch.equal(before[name], after[name])
+
+
+def test_refiner_and_spotter_together_from_nothing(run, bank, refiner):
+    folder = bank.with_name("from_nothing")
+    start = ["--bank", bank, "--output_dir", folder, *WORDS]
+    run("train_refiner", "--joint", *start, "--spotter_architecture", f"{SHAPE},{TALL}", "--eval_words", 2)
+    model = RefinerModel.from_pretrained(folder / "final")
+    assert model.config.spotter_config.image_height == 48
+    assert torch.equal(model.get_bank().prototypes, PrototypeBank.from_pretrained(bank).prototypes)
+    assert AutoProcessor.from_pretrained(folder / "final").image_processor.size["height"] == 48
+    with pytest.raises(ValueError, match="which --joint trains"):
+        run("train_refiner", *start)
+    with pytest.raises(ValueError, match="leave --spotter and --init_from out"):
+        run("train_refiner", "--joint", *start, "--init_from", refiner / "final")
+    with pytest.raises(ValueError, match="spotter_architecture: unknown 'projection_dim'"):
+        run("train_refiner", "--joint", *start, "--spotter_architecture", "projection_dim=4")
+    with pytest.raises(ValueError, match="spotter_architecture: a Spotter that is trained has one"):
+        run("train_refiner", "--init_from", refiner / "final", *start[2:], "--spotter_architecture", TALL)
 
 
 def test_banks_are_compared_from_equal_starts(run, bank):
