@@ -13,14 +13,15 @@ class SpotterConfig(MSTRConfig):
 
     Args:
         stem_channels: Channels after the first convolution (H/2 x W/2).
-        stage_channels: Channels of the pyramid's levels: H/4 x W/4, H/8 x W/4, H/16 x W/4.
+        stage_channels: Channels of the pyramid's levels: H/4 x W/4, H/8 x columns, H/16 x columns.
         stage_blocks: Residual blocks of the first two levels.
         num_hidden_layers: Transformer layers on the last level.
         num_attention_heads: Their heads.
         intermediate_size: Their feed-forward width.
         hidden_act: Their activation.
         image_height: Height of the input in pixels; a multiple of 16.
-        frames_per_column: Frames for each column of the last level (4 pixels).
+        column_width: Pixels of the image for each column of the last two levels: 4 or 8.
+        frames_per_column: Frames for each of these columns.
         projection_dim: Size D of an embedding; the bank's.
         logit_scale_init: Initial scale of the cosines in the training loss; learned.
         alignment_weight: Weight of the frame alignment loss, used where a batch says where its characters stand.
@@ -43,6 +44,7 @@ class SpotterConfig(MSTRConfig):
     intermediate_size: int = 512
     hidden_act: str = "gelu"
     image_height: int = 32
+    column_width: int = 4
     frames_per_column: int = 2
     projection_dim: int = 192
     logit_scale_init: float | int = 16.0
@@ -63,6 +65,8 @@ class SpotterConfig(MSTRConfig):
         self._check_positive("logit_scale_init", "score_temperature")
         if self.image_height % 16:
             raise ValueError(f"image_height {self.image_height} is not a multiple of 16")
+        if self.column_width not in (4, 8):
+            raise ValueError(f"column_width {self.column_width}: give 4 or 8")
         if len(self.stage_channels) != 3 or len(self.stage_blocks) != 2:
             raise ValueError("stage_channels takes 3 numbers and stage_blocks 2: one for each pyramid level")
         self._check_layers("the last of stage_channels", self.stage_channels[-1])

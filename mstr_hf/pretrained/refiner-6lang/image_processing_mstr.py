@@ -19,7 +19,7 @@ MAX_RATIO = 20
 """An image more than this many times as wide as high is refused."""
 
 _MIN_WIDTH = 8
-_WIDTH_STEP = 4
+_WIDTH_STEP = 8
 _BATCH_WIDTH_STEP = 32
 
 # Ink is put on black where it stands out this many times better than on white.
@@ -67,7 +67,7 @@ def load_image(source: ImageSource, name: str = "the image") -> Image.Image:
 
 
 def resized_width(width: int, height: int, target_height: int = 32, max_width: int = 640) -> int:
-    """Returns the width, a multiple of 4, of an image that is resized to `target_height` in its ratio."""
+    """Returns the width, a multiple of 8, of an image that is resized to `target_height` in its ratio."""
     fitted = min(max(round(target_height * width / height), _MIN_WIDTH), max_width)
     return _round_up(fitted, _WIDTH_STEP)
 

@@ -139,7 +139,7 @@ class VisualMemory(nn.Module):
         size = config.text_config.hidden_size
         self.coarse = nn.Conv2d(coarse, size, 1)
         self.middle = nn.Conv2d(middle, size, 1)
-        self.fine = nn.Conv2d(fine, size, 3, (2, 1), 1)
+        self.fine = nn.Conv2d(fine, size, 3, (2, config.spotter_config.column_width // 4), 1)
         self.norm = nn.LayerNorm(size)
         self.level = nn.Embedding(2, size)
         self.row = nn.Embedding(config.spotter_config.image_height // 8, size)
@@ -147,7 +147,7 @@ class VisualMemory(nn.Module):
     def forward(
         self, feature_maps: Sequence[torch.Tensor], column_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pyramid and `[B, W/4]` to memory `[B, S, C]` and mask `[B, S]`."""
+        """Pyramid and `[B, columns]` to memory `[B, S, C]` and mask `[B, S]`."""
         fine, middle, coarse = feature_maps
         top = self.coarse(coarse)
         bottom = self.middle(middle) + self.fine(fine) + F.interpolate(top, scale_factor=(2.0, 1.0), mode="nearest")
@@ -337,7 +337,7 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
         """Decodes with teacher forcing, or one step of generation; images alone are read, as :meth:`recognise` does.
 
         Args:
-            pixel_values: Grey images, `[B, 1, H, W]`, -1 to 1; W a multiple of 4.
+            pixel_values: Grey images, `[B, 1, H, W]`, -1 to 1; W a multiple of 8.
             pixel_mask: True on columns of the image, `[B, W]`.
             labels: Token ids in logical order without start and end, `[B, S]`, padded with -100.
             decoder_input_ids: Token ids so far, `[B, T]`; made from the labels where left out.
@@ -495,7 +495,7 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
         """Reads words: the Spotter first, then the Refiner where the Spotter is not sure, from several views.
 
         Args:
-            pixel_values: Grey images, `[B, 1, H, W]`, -1 to 1; W a multiple of 4.
+            pixel_values: Grey images, `[B, 1, H, W]`, -1 to 1; W a multiple of 8.
             pixel_mask: True on columns of the image, `[B, W]`.
             languages: Only characters that one of these uses are read; every character where left out.
             num_alternatives: Other readings to give for each word and other characters for each character; refines

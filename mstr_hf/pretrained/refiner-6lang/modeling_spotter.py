@@ -44,8 +44,8 @@ class SpotterOutput(ModelOutput):
             does not pay for a reading.
         top_k_scores: Their cosines, `[B, L, K]`; 0 on padding, -1 where the bank has fewer than K rows.
         character_mask: True on steps that hold a character, `[B, L]`.
-        feature_maps: Pyramid, fine to coarse: `[B, C, H, W/4]` each.
-        column_mask: True on columns of the image, `[B, W/4]`.
+        feature_maps: Pyramid, fine to coarse: `[B, C, H/4, W/4]`, then `[B, C, H/8, columns]` and H/16.
+        column_mask: True on columns of the image, `[B, columns]`.
         hidden_states: With `output_hidden_states`: input and output of the Transformer layers, `[B, S, C]` each.
         attentions: With `output_attentions` and eager attention: their weights, `[B, heads, S, S]` each.
     """
@@ -96,15 +96,16 @@ class ResidualBlock(nn.Module):
 
 
 class SpotterBackbone(nn.Module):
-    """Convolutional pyramid at H/4, H/8 and H/16 by W/4, and Transformer layers on the last level."""
+    """Convolutional pyramid at H/4 x W/4, H/8 and H/16 by columns, and Transformer layers on the last level."""
 
     def __init__(self, config: SpotterConfig):
         super().__init__()
+        self.column_width = config.column_width
         fine, middle, coarse = config.stage_channels
         self.stem = MaskedConv(1, config.stem_channels, 2)
         self.down1 = MaskedConv(config.stem_channels, fine, 2)
         self.stage1 = nn.ModuleList(ResidualBlock(fine) for _ in range(config.stage_blocks[0]))
-        self.down2 = MaskedConv(fine, middle, (2, 1))
+        self.down2 = MaskedConv(fine, middle, (2, config.column_width // 4))
         self.stage2 = nn.ModuleList(ResidualBlock(middle) for _ in range(config.stage_blocks[1]))
         self.down3 = MaskedConv(middle, coarse, (2, 1))
         # Positions come from a depth-wise convolution, which serves any width.
@@ -118,26 +119,27 @@ class SpotterBackbone(nn.Module):
     def forward(
         self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor
     ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-        """`[B, 1, H, W]`, `[B, W]` to the three levels and the column mask `[B, W/4]`."""
+        """`[B, 1, H, W]`, `[B, W]` to the three levels and the column mask `[B, columns]`."""
         pixel_values = pixel_values.to(self.stem.conv.weight.dtype)
-        columns = pixel_mask[:, ::4]
-        half = pixel_mask[:, None, None, ::2].to(pixel_values.dtype)
-        quarter = columns[:, None, None, :].to(pixel_values.dtype)
+        columns = pixel_mask[:, :: self.column_width]
+        half, quarter, column = (
+            pixel_mask[:, None, None, ::step].to(pixel_values.dtype) for step in (2, 4, self.column_width)
+        )
         hidden_states = self.stem(pixel_values, half)
         fine = self.down1(hidden_states, quarter)
         for block in self.stage1:
             fine = block(fine, quarter)
-        middle = self.down2(fine, quarter)
+        middle = self.down2(fine, column)
         for block in self.stage2:
-            middle = block(middle, quarter)
-        coarse = self.down3(middle, quarter)
+            middle = block(middle, column)
+        coarse = self.down3(middle, column)
         coarse = coarse + self.position(coarse)
         batch, channels, height, width = coarse.shape
         tokens = coarse.flatten(2).transpose(1, 2)
         mask = additive_mask(columns.repeat(1, height), tokens.dtype)
         for layer in self.layers:
             tokens = layer(tokens, mask)
-        coarse = self.norm(tokens).transpose(1, 2).reshape(batch, channels, height, width) * quarter
+        coarse = self.norm(tokens).transpose(1, 2).reshape(batch, channels, height, width) * column
         return (fine, middle, coarse), columns
 
 
@@ -202,7 +204,7 @@ class RetrievalHead(nn.Module):
         return self
 
     def embed(self, coarse: torch.Tensor) -> torch.Tensor:
-        """Last level `[B, C, H/16, W/4]` to unit embeddings `[B, T, D]`."""
+        """Last level `[B, C, H/16, columns]` to unit embeddings `[B, T, D]`."""
         batch, channels, height, width = coarse.shape
         columns = coarse.permute(0, 3, 2, 1).reshape(batch, width, height * channels)
         frames = self.projection(columns).view(batch, width * self.config.frames_per_column, -1)
@@ -306,7 +308,7 @@ class SpotterModel(SpotterPreTrainedModel):
         """Spots characters.
 
         Args:
-            pixel_values: Grey images, `[B, 1, H, W]`, -1 to 1; W a multiple of 4.
+            pixel_values: Grey images, `[B, 1, H, W]`, -1 to 1; W a multiple of 8.
             pixel_mask: True on columns of the image, `[B, W]`; all of them where left out.
             labels: Token ids in logical order, `[B, S]`, padded with -100.
             frame_labels: Token id of each frame from left to right, 0 for blank, -100 where unknown, `[B, T]`: a

@@ -42,14 +42,14 @@ class View:
             pixel_mask: True on columns of the image, `[B, W]`; at least one in each row, all at its beginning.
 
         Returns:
-            Images `[B, C, H, V]`, V a multiple of 4, 0 in the padding, and mask `[B, V]`.
+            Images `[B, C, H, V]`, V a multiple of 8, 0 in the padding, and mask `[B, V]`.
         """
         height, padded = pixel_values.shape[2:]
         width = pixel_mask.sum(1).to(torch.float32)
         scale = 1 - 2 * self.crop
         stretch = torch.where(width < NARROW * height, self.widen, 1.0)
         seen = (width / scale * stretch).round().clamp_min(4)
-        columns = torch.arange(4 * math.ceil(seen.max().item() / 4), device=width.device)
+        columns = torch.arange(8 * math.ceil(seen.max().item() / 8), device=width.device)
         # Where each pixel of the view lies in the image: as far from the middle, in other steps.
         x = (columns + 0.5 - seen[:, None] / 2) * scale / stretch[:, None]
         y = (torch.arange(height, device=width.device) + 0.5 - height / 2) * scale
