@@ -81,8 +81,8 @@ class Muon(torch.optim.Optimizer):
                 move = self._muon if group["orthogonal"] else self._adamw
                 torch._foreach_add_(moved, move(moved, group), alpha=-group["lr"])
 
-    def _muon(self, moved: list[nn.Parameter], group: dict[str, Any]) -> list[torch.Tensor]:
-        gradients = [parameter.grad for parameter in moved]
+    def _muon(self, moved: list[nn.Parameter], group: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+        gradients = [parameter.grad for parameter in moved if parameter.grad is not None]
         momenta = self._averages("momentum", moved)
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
@@ -96,10 +96,10 @@ class Muon(torch.optim.Optimizer):
             matrices = scale * orthogonalise(matrices.to(self.dtype)).to(matrices.dtype)
             for place, matrix in zip(places, matrices, strict=True):
                 steps[place] = matrix.view(ahead[place].shape)
-        return steps
+        return tuple(steps)
 
-    def _adamw(self, moved: list[nn.Parameter], group: dict[str, Any]) -> list[torch.Tensor]:
-        gradients = [parameter.grad for parameter in moved]
+    def _adamw(self, moved: list[nn.Parameter], group: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+        gradients = [parameter.grad for parameter in moved if parameter.grad is not None]
         for parameter in moved:
             self.state[parameter].setdefault("step", torch.zeros(()))
             self.state[parameter]["step"] += 1
