@@ -197,6 +197,7 @@ def _networks(model: RefinerModel) -> dict[str, tuple[_Network, tuple[torch.Tens
     batch, columns, rows, memory = Dim("batch"), Dim("columns", min=2), Dim("rows"), Dim("memory")
     steps = Dim("steps", max=model.config.spotter_config.max_length)
     past = Dim("past", max=model.config.spotter_config.max_length)
+    width = model.config.spotter_config.column_width
     prototypes = model.spotter.head.prototypes
     pixels = torch.zeros(2, 1, model.config.spotter_config.image_height, 64)
     mask = torch.ones(2, 64, dtype=torch.bool)
@@ -213,8 +214,8 @@ def _networks(model: RefinerModel) -> dict[str, tuple[_Network, tuple[torch.Tens
             (prototypes, pixels, mask),
             {
                 "prototypes": {0: rows},
-                "pixel_values": {0: batch, 3: 4 * columns},
-                "pixel_mask": {0: batch, 1: 4 * columns},
+                "pixel_values": {0: batch, 3: width * columns},
+                "pixel_mask": {0: batch, 1: width * columns},
             },
         ),
         "memory": (
@@ -224,7 +225,8 @@ def _networks(model: RefinerModel) -> dict[str, tuple[_Network, tuple[torch.Tens
                 "prototypes": {0: rows},
                 **{name: {0: batch, 1: steps} for name in ("top_k_ids", "top_k_scores", "character_mask")},
                 "column_mask": {0: batch, 1: columns},
-                **{name: {0: batch, 3: columns} for name in ("fine", "middle", "coarse")},
+                "fine": {0: batch, 3: columns if width == 4 else width // 4 * columns},
+                **{name: {0: batch, 3: columns} for name in ("middle", "coarse")},
             },
         ),
         "decoder": (

@@ -131,9 +131,11 @@ def own_step(name: str, bank: Any, batch_size: int) -> tuple[Any, Step]:
     model.requires_grad_(True).train()
     model.set_attn_implementation("eager")
     model.to(memory_format=torch.channels_last)
+    height = config.spotter_config.image_height
+    width = WIDTH * height // HEIGHT
     batch = {
-        "pixel_values": torch.rand(batch_size, 1, HEIGHT, WIDTH) * 2 - 1,
-        "pixel_mask": torch.ones(batch_size, WIDTH, dtype=torch.bool),
+        "pixel_values": torch.rand(batch_size, 1, height, width) * 2 - 1,
+        "pixel_mask": torch.ones(batch_size, width, dtype=torch.bool),
         "labels": torch.randint(OFFSET, OFFSET + len(bank), (batch_size, LETTERS)),
     }
     return model, lambda: model(**batch).loss

@@ -65,10 +65,10 @@ def test_readings_are_those_of_torch(model, processor, reader, count, languages,
     check_alike(reader.recognise(**inputs, **options), model.recognise(**inputs, **options))
 
 
-@pytest.mark.parametrize(("batch", "width"), [(1, 8), (3, 64), (2, 640)])
+@pytest.mark.parametrize(("batch", "width"), [(1, 16), (3, 64), (2, 960)])
 def test_graphs_give_what_torch_gives(model, reader, batch, width):
     generator = torch.Generator().manual_seed(width)
-    pixels = torch.rand(batch, 1, 32, width, generator=generator) * 2 - 1
+    pixels = torch.rand(batch, 1, 48, width, generator=generator) * 2 - 1
     mask = torch.arange(width) < torch.tensor([[width]] + [[width // 2]] * (batch - 1))
     spotted = reader.encoder.spot(pixels, mask)
     with torch.no_grad():
@@ -82,7 +82,7 @@ def test_graphs_give_what_torch_gives(model, reader, batch, width):
 
 def test_long_readings_end(model, reader):
     # Whatever a reading's last step is, it is the end: noise is read as long words.
-    pixels = torch.rand(4, 1, 32, 640, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pixels = torch.rand(4, 1, 48, 960, generator=torch.Generator().manual_seed(0)) * 2 - 1
     check_alike(reader.recognise(pixels, gate_threshold=1.1), model.recognise(pixels, gate_threshold=1.1))
 
 

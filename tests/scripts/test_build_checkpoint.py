@@ -91,7 +91,9 @@ def test_parts_of_a_refiner_are_repositories_too(build, tiny_refiner, tmp_path):
     model = AutoModel.from_pretrained(spotter)
     assert type(model) is SpotterModel
     for name, tensor in tiny_refiner.spotter.state_dict().items():
-        assert torch.equal(model.state_dict()[name], tensor), name
+        stored = tensor.half().float() if tensor.is_floating_point() and name != "head.prototypes" else tensor
+        assert torch.equal(model.state_dict()[name], stored), name
+        assert model.state_dict()[name].dtype == tensor.dtype
     assert not (spotter / "handler.py").exists() and (spotter / "samples" / "en_1.jpg").exists()
     assert ModelCard.load(spotter / "README.md").data.eval_results[0].metric_value == 50.0
     assert PrototypeBank.from_pretrained(bank).digest() == tiny_refiner.get_bank().digest()
