@@ -851,9 +851,9 @@ def text_images(processor: Any, length: int, count: int) -> Any:
     pictures = []
     for _ in range(count):
         word = "".join(letters.choices("abcdefghijklmnopqrstuvwxyz", k=length))
-        picture = Image.new("L", (int(font.getlength(word)) + 12, 40), 230)
+        picture = Image.new("L", (min(int(font.getlength(word)) + 12, 800), 40), 230)
         ImageDraw.Draw(picture).text((6, 2), word, 20, font)
-        pictures.append(picture.resize((min(picture.width, 640), 32)))
+        pictures.append(picture)
     return processor(images=pictures, return_tensors="pt")
 
 

@@ -3,7 +3,8 @@
     python3 -m venv doctr && doctr/bin/pip install torch==2.13.0 python-doctr
     python scripts/benchmark_training.py --doctr doctr/bin/python
 
-Weights are random, images of 32x128 pixels too, and words of eight letters; all models know the same characters. A
+Weights are random, images too, four times as wide as high (32 pixels for docTR's, as high as they take for these
+models), and words of eight letters; all models know the same characters. A
 step is forward, loss, backward, clipping and optimiser (Muon for these models, AdamW for docTR's), on a batch that is
 there already. Speeds are images a second of processor time, so that other work on the machine does not count. The last
 line is how fast one core draws batches: a worker on a core of its own lets no model wait that is slower.
@@ -161,10 +162,14 @@ def doctr_step(function: str, vocabulary: str, batch_size: int) -> tuple[Any, St
 
 def drawing_speed(bank: Any, fonts: list[str], batch_size: int) -> float:
     """Images a second of batches of synthetic words, of all the bank's languages."""
+    from transformers import AutoConfig
+
+    from mstr_hf.hub.cache import CHECKPOINT
     from mstr_hf.training.words import CHUNK, WordArguments, WordBatches, word_data
 
-    data = word_data(WordArguments(fonts=fonts, eval_words=0), bank, HEIGHT)
-    batches = WordBatches(data.train, data.vocabulary, batch_size, 1, HEIGHT)
+    height = AutoConfig.from_pretrained(CHECKPOINT).spotter_config.image_height
+    data = word_data(WordArguments(fonts=fonts, eval_words=0), bank, height)
+    batches = WordBatches(data.train, data.vocabulary, batch_size, 1, height)
     batches.chunk(0, 0)  # fonts that come for the first time are slow
     start = time.process_time()
     batches.chunk(0, 1)

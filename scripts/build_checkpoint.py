@@ -12,6 +12,8 @@ repositories of the family are made likewise, the first two of a Refiner too:
     --metrics mstr_hf/evaluation --output build/metrics
     --demo --output build/demo
 
+Refiners and Spotters are stored in float16, and load in float32.
+
 The card is model_cards/NAME.md, where NAME is the output folder's; a plain one if there is no such file. The results
 are kept in eval_results.json: with them and the folder itself as the source, its card is written anew.
 """
@@ -117,6 +119,9 @@ def store_in_half(weights: Path) -> None:
     """Halves a file of weights, which load in float32 all the same, as the configuration says.
 
     Rounding them to float16 moves a score by less than 0.001. The bank's rows are kept, for its digest.
+
+    Raises:
+        ValueError: If a weight is too large for float16.
     """
     with safe_open(weights, "pt") as file:
         metadata, names = file.metadata(), list(file.keys())
@@ -124,7 +129,11 @@ def store_in_half(weights: Path) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not name.endswith("prototypes"):
             tensors[name] = tensor.half()
-    save_file(tensors, weights, metadata)
+            if not tensors[name].isfinite().all():
+                raise ValueError(f"{weights}: {name} has values that float16 has not: is the training sound?")
+    partial = weights.with_suffix(".partial")  # the file itself may still be mapped
+    save_file(tensors, partial, metadata)
+    partial.replace(weights)
 
 
 def write_card(output: Path, repo_id: str, places: dict[str, str], **filled: Any) -> None:

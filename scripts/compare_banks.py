@@ -27,7 +27,7 @@ from mstr_hf.models.modeling_spotter import RetrievalHead, SpotterModel, random_
 from mstr_hf.models.prototype_bank import PrototypeBank
 from mstr_hf.training.arguments import TrainingArguments, mapping, parse_arguments
 from mstr_hf.training.trainer import Batch, Trainer
-from mstr_hf.training.words import WordArguments, reading_accuracy, word_batches, word_data
+from mstr_hf.training.words import WordArguments, image_height, reading_accuracy, word_batches, word_data
 
 ARMS = {
     "mclip": "mCLIP's rows, frozen",
@@ -78,7 +78,7 @@ def main() -> None:
     args, data, options = parse_arguments("spotter", [TrainingArguments, WordArguments, BankArguments], __doc__)
     bank = PrototypeBank.from_pretrained(options.bank)
     shape = mapping(options.architecture, "architecture", list(SpotterConfig.__annotations__))
-    height = SpotterConfig(**shape).image_height
+    height = image_height(SpotterModel(SpotterConfig(**shape)))
     words = word_data(data, bank, height)
 
     def batches(first: int, process: int, processes: int) -> Iterator[Batch]:

@@ -99,7 +99,8 @@ def main() -> None:
         start = refined_accuracy(model.eval(), words.heldout, words.vocabulary)
     PartialState().print("the checkpoint:", "  ".join(f"{name} {value:.4f}" for name, value in start.items()))
     options = [data, checkpoint]
-    model.spotter.requires_grad_(True)  # a Refiner freezes it
+    model.config.freeze_spotter = True  # while the Refiner is trained, after it
+    model.spotter.requires_grad_(True)
     spotter = stage(args, "spotter", model.spotter, batches, reading_accuracy, spotter_readings, words, options)
     model.spotter.load_state_dict(SpotterModel.from_pretrained(spotter.output_dir / "best").state_dict())
     trainer = stage(args, "refiner", model.train(), without_frames, refined_accuracy, refiner_readings, words, options)

@@ -36,7 +36,8 @@ class RefinerArguments:
     """Which model to train."""
 
     spotter: str | None = field(
-        default=None, metadata={"help": "Trained Spotter, which stays as it is; that of init_from if left out."}
+        default=None,
+        metadata={"help": "Trained Spotter, which stays as it is unless joint; that of init_from if left out."},
     )
     init_from: str | None = field(default=None, metadata={"help": "Refiner to start from instead of nothing."})
     bank: str | None = field(

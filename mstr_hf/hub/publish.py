@@ -106,6 +106,7 @@ def assemble(
             shutil.copy(sample, folder / "samples")
     if isinstance(model, RefinerModel):
         model.config.custom_pipelines = PIPELINES
+        model.config.freeze_spotter = True  # also where the two were trained together: who goes on says so anew
         _copy_code(folder, pipeline_mstr)
         # As in `recognise`: the longest reading and its end.
         model.generation_config.max_new_tokens = model.config.spotter_config.max_length + 1

@@ -211,7 +211,7 @@ def degrade(rng: np.random.Generator, image: np.ndarray, severity: float) -> np.
         kernel = np.zeros((length, length), np.float32)
         cv2.line(kernel, (0, int(rng.integers(length))), (length - 1, int(rng.integers(length))), 1.0, 1)
         image = cv2.filter2D(image, -1, kernel / kernel.sum())
-    if happens(0.5):  # far away: fewer pixels than the model's input
+    if happens(0.5):  # far away: fewer pixels than models of height 48 see
         target = rng.uniform(max(9.0, 26 - 16 * severity), 44)
         factor = min(1.0, target / height)
         small = (max(4, round(width * factor)), max(4, round(height * factor)))

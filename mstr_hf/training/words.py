@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 # Height at which `max_width` counts pixels.
 HEIGHT = 32
-# Pixels a frame, at any height: two or four frames for each column of four or eight pixels.
+# Pixels a frame, at any height, where characters are placed: columns of four pixels have two, columns of eight four.
 FRAME_WIDTH = 2
 # Words are drawn in chunks of this many batches and sorted by width within a chunk, so that little is padding.
 CHUNK = 8
@@ -270,7 +270,8 @@ class WordBatches:
                     f"pictures of language {word.lang} that are wider than max_width {self.max_width} at height "
                     f"{HEIGHT}, or too narrow for their text, such as {display(word.text)!r}"
                 )
-        raise ValueError(f"none of {ATTEMPTS} words is at most {self.max_width} pixels wide: raise max_width")
+        width = f"{self.max_width} pixels wide at height {HEIGHT}"
+        raise ValueError(f"none of {ATTEMPTS} words is at most {width}: raise max_width")
 
 
 def word_batches(
@@ -322,8 +323,18 @@ def model_pixels(image: np.ndarray, height: int) -> np.ndarray:
 
 
 def image_height(model: SpotterModel | RefinerModel) -> int:
-    """Height of the images that a model reads."""
-    return getattr(model, "spotter", model).config.image_height
+    """Height of the images that a model reads.
+
+    Raises:
+        ValueError: If its frames are not those of the batches.
+    """
+    config = getattr(model, "spotter", model).config
+    if config.column_width != FRAME_WIDTH * config.frames_per_column:
+        raise ValueError(
+            f"frames_per_column {config.frames_per_column}, column_width {config.column_width}: training places "
+            f"characters in frames of {FRAME_WIDTH} pixels: give {config.column_width // FRAME_WIDTH} frames a column"
+        )
+    return config.image_height
 
 
 def readable(text: str, width: int) -> bool:

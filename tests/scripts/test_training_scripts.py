@@ -235,6 +235,9 @@ def test_refiner_and_spotter_together_from_nothing(run, bank, refiner):
         run("train_refiner", "--joint", *start, "--init_from", refiner / "final")
     with pytest.raises(ValueError, match="spotter_architecture: unknown 'projection_dim'"):
         run("train_refiner", "--joint", *start, "--spotter_architecture", "projection_dim=4")
+    with pytest.raises(ValueError, match="frames of 2 pixels: give 4 frames a column"):
+        run("train_refiner", "--joint", *start, "--spotter_architecture", "column_width=8")
+    assert model.config.freeze_spotter  # from now on
     with pytest.raises(ValueError, match="spotter_architecture: a Spotter that is trained has one"):
         run("train_refiner", "--init_from", refiner / "final", *start[2:], "--spotter_architecture", TALL)
 

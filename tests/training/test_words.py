@@ -124,7 +124,7 @@ def test_words_that_are_too_wide_give_way_to_others(synthesiser, vocabulary, hei
     assert all(batch["pixel_values"].shape[2] == height for batch in narrow)
     widest = max(batch["pixel_mask"].shape[1] for batch in narrow)
     assert 48 * height / 32 < widest <= 64 * height / 32  # pixels of max_width are those at height 32
-    with pytest.raises(ValueError, match="none of 100 words is at most 4 pixels wide: raise max_width"):
+    with pytest.raises(ValueError, match="none of 100 words is at most 4 pixels wide at height 32: raise max_width"):
         WordBatches(synthesiser, vocabulary, SIZE, 1, HEIGHT, max_width=4).chunk(0, 0)
 
 
