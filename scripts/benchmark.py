@@ -18,7 +18,7 @@ characters a word are taken. docTR needs other versions of our requirements: mak
 Python, as in
 
     python -m venv doctr && doctr/bin/pip install python-doctr==1.1.0
-    python scripts/benchmark.py --images words/ --output runs/benchmark --python doctr=doctr/bin/python
+    python scripts/benchmark.py --images words/ --output runs/benchmark --python docTR=doctr/bin/python
 """
 
 import argparse

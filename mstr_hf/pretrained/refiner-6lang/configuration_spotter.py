@@ -65,6 +65,7 @@ class SpotterConfig(MSTRConfig):
         self._check_positive("logit_scale_init", "score_temperature")
         if self.image_height % 16:
             raise ValueError(f"image_height {self.image_height} is not a multiple of 16")
+        self._check_numbers(4, "column_width")
         if self.column_width not in (4, 8):
             raise ValueError(f"column_width {self.column_width}: give 4 or 8")
         if len(self.stage_channels) != 3 or len(self.stage_blocks) != 2:

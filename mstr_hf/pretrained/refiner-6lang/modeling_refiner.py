@@ -268,7 +268,7 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_spotter(cls, spotter: SpotterModel, text_config: dict[str, Any] | None = None) -> RefinerModel:
-        """A Refiner with untrained weights around a trained Spotter, on the Spotter's bank.
+        """A Refiner with untrained weights around a Spotter, on the Spotter's bank.
 
         Args:
             spotter: The Spotter; its weights are copied.
