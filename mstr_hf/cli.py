@@ -20,7 +20,7 @@ from transformers import AutoModel, AutoProcessor
 from transformers.utils import logging
 
 from mstr_hf.hub import cache
-from mstr_hf.reading import Reading, read_images
+from mstr_hf.reading import Reading, read_images, reading_dtype
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """What is read of a folder."""
@@ -524,7 +524,9 @@ def _text_line(path: Path, reading: Reading) -> str:
     return "\t".join(fields + [alternative["text"] for alternative in reading["alternatives"]])
 
 
-def _load_model(name: str | None, device: str, runtime: str = "torch") -> tuple[Any, Any]:
+def _load_model(
+    name: str | None, device: str, runtime: str = "torch", dtype: torch.dtype = torch.float32
+) -> tuple[Any, Any]:
     """Loads a model that reads words, with its processor; the bundled one by default."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -541,7 +543,7 @@ def _load_model(name: str | None, device: str, runtime: str = "torch") -> tuple[
     if not hasattr(model, "recognise"):
         raise CommandError(f"{name} is a {type(model).__name__}: name a model that reads words")
     try:
-        return model.to(device, memory_format=torch.channels_last), processor  # convolutions like it by 5 to 9%
+        return model.to(device, dtype, memory_format=torch.channels_last), processor  # convolutions like it by 5 to 9%
     except (RuntimeError, AssertionError) as error:
         raise CommandError(f"--device {device}: {_one_line(error)}") from error
 
@@ -569,7 +571,8 @@ class _Reader:
 
     def __init__(self, name: str | None, device: str | None, languages: list[str] | None, runtime: str):
         fast = "cuda" if runtime == "torch" and torch.cuda.is_available() else "cpu"
-        self._model, self._processor = _load_model(name, device or fast, runtime)
+        device = device or fast
+        self._model, self._processor = _load_model(name, device, runtime, reading_dtype(device))
         try:
             known = self._model.get_bank().all_languages
         except ValueError as error:

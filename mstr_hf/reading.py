@@ -16,6 +16,18 @@ Reading: TypeAlias = dict[str, Any]
 _WINDOW = 16  # batches that are sorted by width together; their readings come out together
 
 
+def reading_dtype(device: str) -> torch.dtype:
+    """What to load a model in: bfloat16 on processors that compute in it, which takes a third of the time off, or else
+    float32.
+
+    Args:
+        device: Where the model reads, such as `cpu` or `cuda:0`.
+    """
+    # Older versions of PyTorch do not say.
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return torch.bfloat16 if device == "cpu" and capabilities.get("avx512_bf16") else torch.float32
+
+
 def read_images(
     model: Any, processor: Any, sources: Sequence[Path | Image.Image], batch_size: int, **options: Any
 ) -> Iterator[Reading | ValueError]:

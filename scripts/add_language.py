@@ -107,7 +107,10 @@ class LanguageArguments:
         },
     )
     mclip: str | None = field(default=None, metadata={"help": "Folder of an mCLIP in the bank's space."})
-    row_words: int = field(default=3000, metadata={"help": "Rendered words that the Spotter makes rows of."})
+    row_words: int = field(
+        default=3000,
+        metadata={"help": "Rendered words that the Spotter makes rows of, and half as many of each old language."},
+    )
     row_crops: int = field(default=64, metadata={"help": "Renderings a character that mCLIP makes rows of."})
     steps: int = field(default=0, metadata={"help": "Steps of tuning of Spotter and Refiner."})
     replay: float = field(default=0.7, metadata={"help": "Share of old languages in tuning, so as not to forget them."})
@@ -355,6 +358,11 @@ def rows_stage(run: Run) -> dict[str, Any]:
         synthesiser = run.words("train", 0.5 * args.severity, {args.lang: 1.0})
         words = draw(synthesiser, ROW_SEED, args.lang, args.row_words)
         words += draw_rare(synthesiser, args.lang, [row.character for row in new], words)
+        olds = run.old_bank.all_languages
+        others = run.words("train", 0.5 * args.severity, dict.fromkeys(olds, 1.0))
+        # As many words of each old language as keep its characters what they are, whatever their number.
+        for lang in olds:
+            words += draw(others, ROW_SEED, lang, args.row_words // 2)
         found, counts = spotter_rows(run.model.spotter, run.processor, vocabulary, words)
         take("spotter", found, list(map(bool, counts)))
     random_rows = torch.randn(rows.shape, generator=torch.Generator().manual_seed(ROW_SEED))

@@ -60,19 +60,23 @@ Read = Callable[[Sequence[str], int], list[str]]
 
 
 def mstr(
-    gate: float | None = None, views: int | None = None, compiled: bool = False, dtype: str = "float32"
+    gate: float | None = None, views: int | None = None, compiled: bool = False, dtype: str | None = None
 ) -> Callable[[argparse.Namespace], Read]:
-    """Ours, with the checkpoint's gate and views or others: a gate of 0 is the Spotter alone, 2 refines every word."""
+    """Ours, with the checkpoint's gate and views or others: a gate of 0 is the Spotter alone, 2 refines every word.
+
+    It computes in what `mstr read` chooses on this machine unless a dtype is named.
+    """
 
     def load(arguments: argparse.Namespace) -> Read:
         import torch
         from transformers import AutoModel, AutoProcessor
 
         from mstr_hf.hub.cache import CHECKPOINT  # the package registers the Auto classes
-        from mstr_hf.reading import read_images
+        from mstr_hf.reading import read_images, reading_dtype
 
         name = arguments.model or str(CHECKPOINT)
-        model = AutoModel.from_pretrained(name, dtype=getattr(torch, dtype)).eval()
+        chosen = getattr(torch, dtype) if dtype else reading_dtype(arguments.device)
+        model = AutoModel.from_pretrained(name, dtype=chosen).eval()
         model.to(arguments.device, memory_format=torch.channels_last)  # as `mstr read` has it
         processor = AutoProcessor.from_pretrained(name)
         if compiled:
@@ -251,6 +255,7 @@ SYSTEMS: dict[str, Callable[[argparse.Namespace], Read]] = {
     "mstr, one view": mstr(views=1),
     "mstr, one view, all refined": mstr(2.0, 1),
     "mstr, compiled": mstr(compiled=True),
+    "mstr, float32": mstr(dtype="float32"),
     "mstr, bfloat16": mstr(dtype="bfloat16"),
     "mstr, ONNX": onnx(int8=False),
     "mstr, ONNX int8": onnx(int8=True),

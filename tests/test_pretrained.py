@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModel, AutoProcessor
 
@@ -36,6 +37,12 @@ def test_readings_of_the_samples_stay_as_they_are(model, inputs):
     for expected, reading in zip(golden.values(), model.recognise(**inputs), strict=True):
         assert reading["text"] == expected["text"]
         assert reading["score"] == pytest.approx(expected["score"], abs=1e-3)
+
+
+def test_bfloat16_reads_the_same(inputs):
+    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    model = AutoModel.from_pretrained(CHECKPOINT, dtype=torch.bfloat16).eval()
+    assert [reading["text"] for reading in model.recognise(**inputs)] == [word["text"] for word in golden.values()]
 
 
 def test_checkpoint_knows_the_charsets(model):

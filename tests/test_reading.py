@@ -7,7 +7,7 @@ from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
 from mstr_hf import reading
-from mstr_hf.reading import like_widths, read_images
+from mstr_hf.reading import like_widths, read_images, reading_dtype
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +48,22 @@ def test_batches_are_of_like_widths():
     assert like_widths([3.0, 1.0, 1.2, 9.0, 2.9, 0.2, 1.4], 4) == [[5, 1, 2, 6], [4, 0], [3]]
     assert like_widths([2.0] * 5, 2) == [[0, 1], [2, 3], [4]]
     assert like_widths([], 2) == []
+
+
+@pytest.mark.parametrize(
+    ("device", "capabilities", "dtype"),
+    [
+        ("cpu", {"avx512_bf16": True}, torch.bfloat16),
+        ("cpu", {"avx512_bf16": False}, torch.float32),
+        ("cpu", {}, torch.float32),
+        ("cuda:0", {"avx512_bf16": True}, torch.float32),
+    ],
+)
+def test_reads_in_bfloat16_where_the_processor_computes_in_it(device, capabilities, dtype, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert reading_dtype(device) == dtype
+
+
+def test_an_older_pytorch_reads_in_float32(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert reading_dtype("cpu") == torch.float32

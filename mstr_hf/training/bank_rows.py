@@ -1,9 +1,9 @@
 """New rows of a prototype bank: the characters of one more language, in the space of the rows that are there.
 
-There are three ways to a row. The Spotter's own eyes need nothing else: a row is fitted, by ridge regression, to what
-the Spotter sees where the character stands in rendered words, and against what it sees elsewhere in them. The image
-tower of an mCLIP in the bank's space gives the mean of what it sees in renderings of the character. Its text tower has
-the row of the character's prompt, if it was tuned on the character.
+There are three ways to a row. The Spotter's own eyes need nothing else: a row is fitted to what the Spotter sees where
+the character stands in rendered words, and against what it sees elsewhere in them and in words of the old languages.
+The image tower of an mCLIP in the bank's space gives the mean of what it sees in renderings of the character. Its text
+tower has the row of the character's prompt, if it was tuned on the character.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ from .mclip import text_rows
 from .words import frame_labels
 
 BATCH_SIZE = 32
-# Of the ridge regression. Without it (that is, with a large one) rows are class means, which are near every frame, gaps
-# included: of Kannada in an unseen font they read nothing at all.
-REGULARISATION = 0.003
+# Of the fit to the Spotter's frames: one gap in five, as most frames are gaps.
+GAP_STRIDE = 5
+STEPS = 1000
+FRAMES = 4096
+LEARNING_RATE = 3e-3
 # The bank's own mCLIP gives 1, one that was trained apart from it about 0.
 SAME_SPACE = 0.9
 
@@ -81,51 +83,85 @@ def extend_bank(bank: PrototypeBank, vocabulary: Vocabulary, rows: torch.Tensor,
     )
 
 
-@torch.no_grad()
 def spotter_rows(
     spotter: SpotterModel, processor: MSTRProcessor, vocabulary: Vocabulary, words: Sequence[SyntheticWord]
 ) -> tuple[torch.Tensor, list[int]]:
     """Rows of the characters that a Spotter's bank lacks, fitted to its frames where they stand in words.
 
+    They are trained as the Spotter itself was, by cross-entropy over the cosines to all rows and blank at its own
+    scale, while everything but the new rows stays as it is. Words of the old languages among the others keep the new
+    rows away from what those look like.
+
     Args:
         spotter: The Spotter, with the bank that is to be extended, in eval mode.
         processor: What prepares its images.
         vocabulary: What `extended_vocabulary` made of the bank.
-        words: Rendered words of the new language.
+        words: Rendered words of the new language and of the old ones.
 
     Returns:
         Unit rows `[M, D]`, zero where the words have no such character, and how often each was seen.
     """
-    first = len(spotter.get_bank())
-    size = spotter.config.projection_dim
-    sums = torch.zeros(len(vocabulary.rows) - first, size)
-    counts = [0] * len(sums)
-    products, seen = torch.zeros(size, size), 0
+    frames, blanks, targets = _labelled_frames(spotter, processor, vocabulary, words)
+    first, total = len(spotter.get_bank()), len(vocabulary.rows)
+    counts = torch.bincount(targets, minlength=total + 1)[first:total]
+    seen = counts.nonzero()[:, 0]
+    rows = torch.zeros(total - first, frames.shape[1])
+    if not len(seen):
+        return rows, counts.tolist()
+    # Classes are the old rows, the new ones that were seen, and blank.
+    places = torch.full((total + 1,), -1)
+    places[:first] = torch.arange(first)
+    places[first + seen] = first + torch.arange(len(seen))
+    places[total] = first + len(seen)
+    targets = places[targets]
+    old, scale = spotter.head.prototypes.cpu(), spotter.head.scale.detach().cpu()
+    means = torch.stack([frames[targets == first + place].mean(0) for place in range(len(seen))])
+    new = F.normalize(means, dim=-1).requires_grad_()
+    optimizer = torch.optim.Adam([new], lr=LEARNING_RATE)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(STEPS):
+        batch = torch.randint(len(frames), (FRAMES,), generator=generator)
+        cosines = frames[batch] @ torch.cat([old, F.normalize(new, dim=-1)]).t()
+        loss = F.cross_entropy(scale * torch.cat([cosines, blanks[batch, None]], -1), targets[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    rows[seen] = F.normalize(new.detach(), dim=-1)
+    return rows, counts.tolist()
+
+
+@torch.no_grad()
+def _labelled_frames(
+    spotter: SpotterModel, processor: MSTRProcessor, vocabulary: Vocabulary, words: Sequence[SyntheticWord]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Frames where characters stand, and some of the gaps between.
+
+    Returns:
+        Embeddings `[F, D]`, their cosines to blank `[F]`, and the row of each, `[F]`: one more than the last row for
+        blank.
+    """
+    frames, blanks, targets = [], [], []
     placed = [(word, word.centres) for word in words if word.centres is not None]
     placed.sort(key=lambda item: item[0].image.shape[1] / item[0].image.shape[0])
     for start in range(0, len(placed), BATCH_SIZE):
         part = placed[start : start + BATCH_SIZE]
         output = spotter(**processor(images=[word.image for word, _ in part], return_tensors="pt").to(spotter.device))
-        frames, blanks = output.embeddings.cpu(), output.blank_similarity.cpu()
+        embeddings, blank = output.embeddings.cpu(), output.blank_similarity.cpu()
         lengths = output.frame_mask.sum(1).tolist()
         for number, ((word, centres), count) in enumerate(zip(part, lengths, strict=True)):
             ids = vocabulary.encode(word.text)
             placing = frame_labels([ids[place] for place in visual_order(word.text)], centres * count, count)
-            used = np.flatnonzero(placing == 0).tolist()
+            gaps = np.flatnonzero(placing == 0).tolist()[::GAP_STRIDE]
+            used, rows = list(gaps), [len(vocabulary.rows)] * len(gaps)
             for frame in np.flatnonzero(placing >= OFFSET).tolist():
                 # A character shows in one of the frames about its centre: in the one that is least a gap.
                 near = range(max(0, frame - 1), min(count, frame + 2))
-                best = min(near, key=lambda place: blanks[number, place].item())
-                used.append(best)
-                row = int(placing[frame]) - OFFSET - first
-                if row >= 0:
-                    sums[row] += frames[number, best]
-                    counts[row] += 1
-            products += frames[number, used].t() @ frames[number, used]
-            seen += len(used)
-    means = sums / torch.tensor(counts).clamp_min(1)[:, None]
-    covariance = products / max(1, seen) + REGULARISATION * torch.eye(size)
-    return F.normalize(torch.linalg.solve(covariance, means.t()).t(), dim=-1), counts
+                used.append(min(near, key=lambda place: blank[number, place].item()))
+                rows.append(int(placing[frame]) - OFFSET)
+            frames.append(embeddings[number, used])
+            blanks.append(blank[number, used])
+            targets += rows
+    return torch.cat(frames), torch.cat(blanks), torch.tensor(targets)
 
 
 @torch.no_grad()

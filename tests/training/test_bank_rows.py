@@ -9,7 +9,7 @@ from mstr_hf.models.modeling_spotter import random_unit_rows
 from mstr_hf.synthesis.characters import CharacterSynthesiser
 from mstr_hf.synthesis.synthetic_words import SyntheticWord
 from mstr_hf.training.bank_rows import (
-    REGULARISATION,
+    GAP_STRIDE,
     check_space,
     extend_bank,
     extended_vocabulary,
@@ -100,35 +100,53 @@ def test_spotter_rows_are_fitted_to_its_frames(tiny_refiner):
     processor = MSTRProcessor(MSTRImageProcessor(), vocabulary.tokenizer())
     pixels = np.random.default_rng(0)
 
-    def word(text: str, width: int, centres: list[float]) -> SyntheticWord:
+    def word(text: str, width: int, centres: list[float] | None) -> SyntheticWord:
         image = pixels.integers(0, 256, (32, width), np.uint8)
-        return SyntheticWord(image, text, "bn", "font", np.array(centres))
+        return SyntheticWord(image, text, "bn", "font", None if centres is None else np.array(centres))
 
-    unplaced = SyntheticWord(np.zeros((9, 9), np.uint8), "গ", "bn", "font", None)
-    words = [word("ক", 200, [0.5]), word("aকখ", 96, [0.2, 0.5, 0.8]), unplaced]
+    words = [word("ক", 200, [0.5]), word("aকখ", 96, [0.2, 0.5, 0.8]), word("গ", 64, None)]
     rows, counts = spotter_rows(spotter, processor, vocabulary, words)
-    seen = {vocabulary.rows[len(bank) + index].character: count for index, count in enumerate(counts) if count}
-    assert seen == {"ক": 2, "খ": 1}
+    places = {vocabulary.rows[len(bank) + index].character: index for index, count in enumerate(counts) if count}
+    assert {character: counts[place] for character, place in places.items()} == {"ক": 2, "খ": 1}
     assert rows.norm(dim=-1).round().sum() == 2
 
-    found: dict[str, list[torch.Tensor]] = {"ক": [], "খ": [], "a": [], "": []}
+    frames, blanks, characters = [], [], []
     for item in words[:2]:
         with torch.no_grad():
             output = spotter(**processor(images=[item.image], return_tensors="pt"))
         count = int(output.frame_mask.sum())
         middles = (item.centres * count).astype(int)
         for character, middle in zip(item.text, middles, strict=True):
-            near = range(middle - 1, middle + 2)
-            best = min(near, key=lambda place: output.blank_similarity[0, place].item())
-            found[character].append(output.embeddings[0, best])
-        gaps = [place for place in range(count) if min(abs(middles - place)) > 1]
-        found[""] += list(output.embeddings[0, gaps])
-    frames = torch.stack([frame for part in found.values() for frame in part])
-    covariance = frames.t() @ frames / len(frames) + REGULARISATION * torch.eye(16)
-    for character in "কখ":
-        row = rows[vocabulary.encode(character)[0] - OFFSET - len(bank)]
-        expected = torch.linalg.solve(covariance, torch.stack(found[character]).mean(0))
-        assert torch.nn.functional.cosine_similarity(row, expected, dim=0) > 0.999
+            best = min(range(middle - 1, middle + 2), key=lambda place: output.blank_similarity[0, place].item())
+            frames.append(output.embeddings[0, best])
+            blanks.append(output.blank_similarity[0, best])
+            characters.append(character)
+        gaps = [place for place in range(count) if min(abs(middles - place)) > 1][::GAP_STRIDE]
+        frames += list(output.embeddings[0, gaps])
+        blanks += list(output.blank_similarity[0, gaps])
+        characters += [""] * len(gaps)
+
+    def loss(new: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy at the Spotter's scale, over the bank, the two new rows and blank."""
+        known = torch.cat([bank.prototypes, new[[places["ক"], places["খ"]]]])
+        cosines = torch.cat([torch.stack(frames) @ known.t(), torch.stack(blanks)[:, None]], -1)
+        own = {"a": vocabulary.encode("a")[0] - OFFSET, "ক": len(bank), "খ": len(bank) + 1, "": len(bank) + 2}
+        targets = torch.tensor([own[character] for character in characters])
+        return torch.nn.functional.cross_entropy(spotter.head.scale * cosines, targets)
+
+    means = rows.clone()
+    for character, place in places.items():
+        own = [frame for frame, other in zip(frames, characters, strict=True) if other == character]
+        means[place] = torch.nn.functional.normalize(torch.stack(own).mean(0), dim=-1)
+    assert loss(rows) < loss(means) - 0.01
+    for seed in range(5):
+        noise = torch.randn(rows.shape, generator=torch.Generator().manual_seed(seed))
+        assert loss(rows) < loss(torch.nn.functional.normalize(rows + 0.02 * noise, dim=-1))
+
+    # What an old character looks like is none of a new one's.
+    alike = SyntheticWord(words[0].image, "a", "en", "font", words[0].centres)
+    away, _ = spotter_rows(spotter, processor, vocabulary, [*words, *[alike] * 5])
+    assert frames[0] @ away[places["ক"]] < frames[0] @ rows[places["ক"]] - 0.01
 
 
 def test_image_rows_are_mean_embeddings_of_renderings(fonts):
