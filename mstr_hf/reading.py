@@ -1,7 +1,7 @@
 """Any number of images, read in batches of like widths that are decoded while the model reads those before."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,7 +24,7 @@ def reading_dtype(device: str) -> torch.dtype:
         device: Where the model reads, such as `cpu` or `cuda:0`.
     """
     # Older versions of PyTorch do not say.
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return torch.bfloat16 if device == "cpu" and capabilities.get("avx512_bf16") else torch.float32
 
 

@@ -83,6 +83,9 @@ WAYS = {
     "random": "chance, as no word with them could be drawn",
 }
 METRICS: dict[str, Callable[..., Score]] = {"wrr": wrr, "crr": crr, "script": script_accuracy}
+# An old language that loses so many points of WRR to the new rows is drawn twice as often in tuning as one that loses
+# none: the letters of both look alike, and telling them apart is what there is to learn.
+POINTS_A_SHARE = 5.0
 # Per cent that an old language may lose before the run says so.
 TOLERATED_LOSS = 1.0
 
@@ -420,9 +423,13 @@ def tune_stage(run: Run) -> dict[str, Any]:
     # From now on these are rows that the weights are trained with.
     model.set_bank(run.bank(), base=True)
     model.config.freeze_spotter = False
-    old = run.old_bank.all_languages
-    weights = dict.fromkeys(old, args.replay / len(old)) | {args.lang: 1 - args.replay}
-    train = run.words("train", args.severity, {lang: weight for lang, weight in weights.items() if weight})
+    # A run that goes on draws the words that it began with, whatever `before` has read since.
+    shares = read_json(folder / "shares.json") if begun else None
+    if shares is None:
+        shares = word_shares(run)
+        write_json(folder / "shares.json", shares)
+    print("words: " + ", ".join(f"{lang} {share:.0%}" for lang, share in shares.items()))
+    train = run.words("train", args.severity, {lang: share for lang, share in shares.items() if share})
 
     def batches(first: int, process: int, processes: int) -> Iterator[Batch]:
         return word_batches(
@@ -445,6 +452,18 @@ def tune_stage(run: Run) -> dict[str, Any]:
         print("start the same command again to go on: it needs no --resume")
         raise
     return {}
+
+
+def word_shares(run: Run) -> dict[str, float]:
+    """What share of the tuning's words each language gets: an old one the more, the more the new rows disturb it."""
+    before = run.needed("before")
+    weights = {}
+    for lang in run.old_bank.all_languages:
+        without, with_rows = (before[state][SYNTHETIC][lang]["refiner"]["wrr"] for state in ("original", "rows"))
+        weights[lang] = 1 + max(0.0, without - with_rows) / POINTS_A_SHARE
+    total = sum(weights.values())
+    shares = {lang: run.args.replay * weight / total for lang, weight in weights.items()}
+    return shares | {run.args.lang: 1 - run.args.replay}
 
 
 def after_stage(run: Run) -> dict[str, Any]:

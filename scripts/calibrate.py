@@ -36,7 +36,7 @@ SEED = 2
 SEVERITY = 0.54
 BATCH_SIZE = 32
 
-TEMPERATURES = np.geomspace(0.6, 2.4, 7).round(2).tolist()
+TEMPERATURES = np.geomspace(0.6, 4.8, 10).round(2).tolist()
 THRESHOLDS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 1.0)
 # Gate thresholds under which all readings are the Spotter's, or the Refiner's.
 SPOTTER, REFINER = 0.0, 2.0

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,8 +25,8 @@ from mstr_hf.models.layers import cosines
 from mstr_hf.models.modeling_spotter import RetrievalHead, SpotterModel, random_unit_rows
 from mstr_hf.models.prototype_bank import PrototypeBank
 from mstr_hf.training.arguments import TrainingArguments, mapping, parse_arguments
-from mstr_hf.training.trainer import Batch, Trainer
-from mstr_hf.training.words import WordArguments, image_height, reading_accuracy, word_batches, word_data
+from mstr_hf.training.trainer import Trainer
+from mstr_hf.training.words import WordArguments, image_height, reading_accuracy, word_data
 
 ARMS = {
     "mclip": "mCLIP's rows, frozen",
@@ -78,23 +77,7 @@ def main() -> None:
     args, data, options = parse_arguments("spotter", [TrainingArguments, WordArguments, BankArguments], __doc__)
     bank = PrototypeBank.from_pretrained(options.bank)
     shape = mapping(options.architecture, "architecture", list(SpotterConfig.__annotations__))
-    height = image_height(SpotterModel(SpotterConfig(**shape)))
-    words = word_data(data, bank, height)
-
-    def batches(first: int, process: int, processes: int) -> Iterator[Batch]:
-        return word_batches(
-            words.train,
-            words.vocabulary,
-            args.batch_size,
-            args.seed,
-            args.num_workers,
-            first,
-            process,
-            processes,
-            height,
-            data.max_width,
-        )
-
+    words = word_data(data, bank, image_height(SpotterModel(SpotterConfig(**shape))))
     output = Path(args.output_dir)
     figures: dict[str, dict[str, float]] = {}
     for arm in options.arms:
@@ -103,7 +86,7 @@ def main() -> None:
         trainer = Trainer(
             settings,
             make_model(arm, bank, shape),
-            batches,
+            words.batches(args),
             lambda model: reading_accuracy(model, words.heldout, words.vocabulary),
         )
         trainer.train()

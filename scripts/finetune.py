@@ -36,7 +36,6 @@ from mstr_hf.training.words import (
     refined_accuracy,
     refiner_readings,
     spotter_readings,
-    word_batches,
     word_data,
 )
 
@@ -73,22 +72,8 @@ def main() -> None:
     model = RefinerModel.from_pretrained(checkpoint.checkpoint)
     if checkpoint.bank is not None:
         model.set_bank(PrototypeBank.from_pretrained(checkpoint.bank))
-    height = image_height(model)
-    words = word_data(data, model.get_bank(), height)
-
-    def batches(first: int, process: int, processes: int) -> Iterator[Batch]:
-        return word_batches(
-            words.train,
-            words.vocabulary,
-            args.batch_size,
-            args.seed,
-            args.num_workers,
-            first,
-            process,
-            processes,
-            height,
-            data.max_width,
-        )
+    words = word_data(data, model.get_bank(), image_height(model))
+    batches = words.batches(args)
 
     def without_frames(first: int, process: int, processes: int) -> Iterator[Batch]:
         for batch in batches(first, process, processes):

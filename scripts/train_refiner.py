@@ -26,7 +26,6 @@ from mstr_hf.training.words import (
     reading_samples,
     refined_accuracy,
     refiner_readings,
-    word_batches,
     word_data,
 )
 
@@ -60,25 +59,11 @@ def main() -> None:
     args, data, refiner = parse_arguments("refiner", [TrainingArguments, WordArguments, RefinerArguments], __doc__)
     set_seed(args.seed)
     model = make_model(refiner)
-    height = image_height(model)
-    words = word_data(data, model.get_bank(), height)
+    words = word_data(data, model.get_bank(), image_height(model))
     simulator = Simulator.from_file(refiner.simulator, model.get_bank()) if refiner.simulator else None
 
     def batches(first: int, process: int, processes: int) -> Iterator[Batch]:
-        stream = word_batches(
-            words.train,
-            words.vocabulary,
-            args.batch_size,
-            args.seed,
-            args.num_workers,
-            first,
-            process,
-            processes,
-            height,
-            data.max_width,
-            simulator,
-        )
-        for batch in stream:
+        for batch in words.batches(args, simulator)(first, process, processes):
             if not refiner.joint:
                 batch.pop("frame_labels")  # where characters stand is for the Spotter's frames only
             yield batch

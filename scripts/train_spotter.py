@@ -6,7 +6,6 @@ first, and the run says so if it ends worse than it began.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from accelerate.utils import set_seed
@@ -16,14 +15,13 @@ from mstr_hf.models.prototype_bank import PrototypeBank
 from mstr_hf.training.arguments import TrainingArguments, parse_arguments
 from mstr_hf.training.finish import finish
 from mstr_hf.training.spotter import new_spotter
-from mstr_hf.training.trainer import Batch, Trainer
+from mstr_hf.training.trainer import Trainer
 from mstr_hf.training.words import (
     WordArguments,
     image_height,
     reading_accuracy,
     reading_samples,
     spotter_readings,
-    word_batches,
     word_data,
 )
 
@@ -44,27 +42,11 @@ def main() -> None:
     args, data, spotter = parse_arguments("spotter", [TrainingArguments, WordArguments, SpotterArguments], __doc__)
     set_seed(args.seed)
     model = make_model(spotter)
-    height = image_height(model)
-    words = word_data(data, model.get_bank(), height)
-
-    def batches(first: int, process: int, processes: int) -> Iterator[Batch]:
-        return word_batches(
-            words.train,
-            words.vocabulary,
-            args.batch_size,
-            args.seed,
-            args.num_workers,
-            first,
-            process,
-            processes,
-            height,
-            data.max_width,
-        )
-
+    words = word_data(data, model.get_bank(), image_height(model))
     trainer = Trainer(
         args,
         model,
-        batches,
+        words.batches(args),
         lambda model: reading_accuracy(model, words.heldout, words.vocabulary),
         samples=lambda model: reading_samples(spotter_readings, model, words.heldout, words.vocabulary),
         evaluate_first=spotter.init_from is not None,

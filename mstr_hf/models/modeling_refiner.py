@@ -31,7 +31,7 @@ from .layers import DecoderLayer, WholeCheckpointMixin, additive_mask, cosines, 
 from .modeling_spotter import IGNORED, TOKEN_OFFSET, SpotterModel, SpotterOutput
 from .prototype_bank import PrototypeBank
 from .text import display
-from .views import VIEWS, decided
+from .views import VIEWS, decided, look
 
 logger = logging.get_logger(__name__)
 
@@ -560,27 +560,26 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
         unsure = (scores < threshold).nonzero()[:, 0].tolist()
         chosen = list(range(len(readings))) if num_alternatives else unsure
         ballots: dict[int, list[list[_Hypothesis]]] = {index: [] for index in chosen}
-        views = VIEWS[: max(1, self.config.num_views if num_views is None else num_views)]
-        for view in views:
-            # Words above the threshold are read once; most others are decided after a view or two, and leave the rest.
+        most = max(1, self.config.num_views if num_views is None else num_views)
+        # All words as they are, then those that this leaves undecided in the other views, all at once: one search more,
+        # where a view after the other would take several, for little more work.
+        for views in (VIEWS[:1], VIEWS[1:most]):
             left = [
                 index
                 for index, ballot in ballots.items()
-                if not ballot
-                or (index in unsure and not decided(len(ballot) * share for share in _shares(ballot).values()))
+                if not ballot or (index in unsure and not decided(_shares(ballot).values()))
             ]
-            if not left:
+            if not left or not views:
                 break
             rows = torch.tensor(left, device=pixel_values.device)
-            seen = spotted
-            if view != VIEWS[0]:
+            seen, allowed = spotted, None if row_mask is None else row_mask[rows].repeat(len(views), 1)
+            if views[0] != VIEWS[0]:
                 if pixel_mask is None:
                     pixel_mask = torch.ones_like(pixel_values[:, 0, 0], dtype=torch.bool)
-                allowed = None if row_mask is None else row_mask[rows]
-                seen = self.encoder.spot(*view(pixel_values[rows], pixel_mask[rows].bool()), allowed)
-                rows = torch.arange(len(left), device=pixel_values.device)
-            found = self._refine(bank, seen, rows, None if row_mask is None else row_mask[left], num_alternatives)
-            for index, hypotheses in zip(left, found, strict=True):
+                seen = self.encoder.spot(*look(views, pixel_values[rows], pixel_mask[rows].bool()), allowed)
+                rows = torch.arange(len(seen.top_k_ids), device=pixel_values.device)
+            found = self._refine(bank, seen, rows, allowed, num_alternatives)
+            for index, hypotheses in zip(left * len(views), found, strict=True):
                 ballots[index].append(hypotheses)
         for index, ballot in ballots.items():
             readings[index] = {

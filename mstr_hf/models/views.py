@@ -7,7 +7,7 @@ it pay for it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,13 +64,34 @@ class View:
         return (pixels * mask[:, None, None]).to(pixel_values.dtype), mask
 
 
-# In the order in which they are used; chosen, like the lead, on photographs set apart for such choices.
+# The first alone, then all others; chosen, like the lead, on photographs set apart for such choices.
 VIEWS = (View(), View(widen=2, blur=True), View(widen=2, slope=0.05), View(widen=2, crop=0.08))
-# No more views of a word are read once a reading's scores exceed those of any other by this in sum.
+# Other views of a word are read unless a reading's score in the first one exceeds that of any other by this.
 LEAD = 0.7
 
 
-def decided(votes: Iterable[float]) -> bool:
-    """Whether a vote needs no further view: the best reading leads by more than `LEAD`."""
-    first, second = sorted([*votes, 0.0, 0.0], reverse=True)[:2]
+def look(
+    views: Sequence[View], pixel_values: torch.Tensor, pixel_mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images in several views: all of them in the first, then all in the next, at one width.
+
+    Args:
+        views: The views, K.
+        pixel_values: Images, `[B, C, H, W]`.
+        pixel_mask: True on columns of the image, `[B, W]`.
+
+    Returns:
+        Images `[K * B, C, H, V]` and mask `[K * B, V]`, as :class:`View` gives them.
+    """
+    seen = [view(pixel_values, pixel_mask) for view in views]
+    width = max(mask.shape[1] for _, mask in seen)
+    pixels, masks = (
+        torch.cat([F.pad(part, (0, width - part.shape[-1])) for part in parts]) for parts in zip(*seen, strict=True)
+    )
+    return pixels, masks
+
+
+def decided(shares: Iterable[float]) -> bool:
+    """Whether a word needs no other view: the best reading leads by more than `LEAD`."""
+    first, second = sorted([*shares, 0.0, 0.0], reverse=True)[:2]
     return first - second > LEAD

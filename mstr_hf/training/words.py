@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,7 @@ from mstr_hf.vocabulary import Vocabulary
 from .arguments import mapping
 from .log import RunLog
 from .sources import REAL_SEVERITY, RealWord, RealWords, Word, WordMixture, WordSource, complain_once, language_shares
-from .trainer import Batch, Sample, begin_worker, to_device
+from .trainer import Batch, Sample, TrainingArguments, begin_worker, to_device
 
 if TYPE_CHECKING:
     from .simulator import Simulator  # which measures a Spotter on batches of words
@@ -94,6 +95,8 @@ class WordData:
         vocabulary: Characters of the bank.
         train: Words to train on.
         heldout: Words to validate with.
+        height: The model's image height.
+        max_width: Widest word to train on, in pixels at height 32.
         summary: What `train` is, in a line for people.
         warning: Labels that are left out, and why; empty if none are.
     """
@@ -101,8 +104,26 @@ class WordData:
     vocabulary: Vocabulary
     train: WordMixture
     heldout: Sequence[Word]
+    height: int
+    max_width: int
     summary: str
     warning: str = ""
+
+    def batches(
+        self, args: TrainingArguments, simulator: Simulator | None = None
+    ) -> Callable[[int, int, int], Iterator[Batch]]:
+        """What `Trainer` draws its batches from."""
+        return functools.partial(
+            word_batches,
+            self.train,
+            self.vocabulary,
+            args.batch_size,
+            args.seed,
+            args.num_workers,
+            height=self.height,
+            max_width=self.max_width,
+            simulator=simulator,
+        )
 
     def introduce(self, log: RunLog) -> None:
         """Says what is trained on, what is left out of it, and what validates."""
@@ -187,7 +208,8 @@ def word_data(args: WordArguments, bank: PrototypeBank, height: int) -> WordData
             raise ValueError(f"overfit_images {args.overfit_images}: only {len(heldout)} different words fit")
         mixture = WordMixture([(FixedWords(heldout), "", 1.0)])
         summary = [f"{len(heldout)} words over and over"]
-    return WordData(vocabulary, mixture, heldout, "; ".join(summary), "; ".join(filter(None, warnings)))
+    complaints = "; ".join(filter(None, warnings))
+    return WordData(vocabulary, mixture, heldout, height, args.max_width, "; ".join(summary), complaints)
 
 
 def synthesisers(

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from mstr_hf.models.beam_search import Hypotheses
 from mstr_hf.models.modeling_refiner import LEAST_PRIOR, _Hypothesis, _shares, _vote
 from mstr_hf.models.prototype_bank import PrototypeBank
-from mstr_hf.models.views import LEAD, VIEWS, View, decided
+from mstr_hf.models.views import LEAD, VIEWS, View, decided, look
 
 
 @pytest.fixture
@@ -145,15 +145,28 @@ def test_a_vote_is_decided_by_a_lead():
 
 
 def test_decided_words_are_not_viewed_again(tiny_refiner, monkeypatch):
-    # Of three words the first is sure at once, the second with the second view; the third never is.
-    scores = {0: [0.9], 1: [0.5, 0.4], 2: [0.2, 0.3, 0.1, 0.0]}
+    # Of three words the first is sure at once; the others are seen in all other views together.
+    scores = {0: [0.9], 1: [0.3, 0.4, 0.5, 0.6], 2: [0.2, 0.3, 0.1, 0.0]}
     seen, given = [], {index: iter(values) for index, values in scores.items()}
 
     def refine(bank, spotted, chosen, row_mask, num_alternatives):
         seen.append(len(chosen))
-        return [[hypothesis("a", next(given[index]))] for index in range(3 - len(chosen), 3)]
+        return [[hypothesis("a", next(given[index]))] for index in ([0, 1, 2] if len(seen) == 1 else [1, 2] * 3)]
 
     monkeypatch.setattr(tiny_refiner, "_refine", refine)
     read = tiny_refiner.recognise(torch.randn(3, 1, 32, 48), gate_threshold=2.0, num_views=4)
-    assert seen == [3, 2, 1, 1]
+    assert seen == [3, 6]
     assert [word["score"] for word in read] == pytest.approx([0.9, 0.45, 0.15])
+
+
+def test_views_at_once_are_those_one_by_one():
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(2, 1, 32, 64, generator=generator)
+    mask = torch.arange(64) < torch.tensor([[64], [24]])
+    together, masks = look(VIEWS, pixels, mask)
+    for place, view in enumerate(VIEWS):
+        own, own_mask = view(pixels, mask)
+        rows = slice(2 * place, 2 * place + 2)
+        width = own.shape[-1]
+        assert torch.equal(together[rows, ..., :width], own) and torch.equal(masks[rows, :width], own_mask)
+        assert not together[rows, ..., width:].any() and not masks[rows, width:].any()
