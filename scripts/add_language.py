@@ -1,7 +1,7 @@
 """Adds a language to a trained checkpoint: new rows in its bank, if wanted some tuning; the weights keep their size.
 
     python scripts/add_language.py --checkpoint mstr_hf/pretrained/refiner-6lang --lang kn --output_dir runs/kn \
-        --steps 4500 --bf16 true
+        --steps 1700 --bf16 true
 
 The language needs a charset (mstr_hf/charsets), fonts and a word list: see "Add a language" in the README. The stages:
 
@@ -84,8 +84,9 @@ WAYS = {
 }
 METRICS: dict[str, Callable[..., Score]] = {"wrr": wrr, "crr": crr, "script": script_accuracy}
 # An old language that loses so many points of WRR to the new rows is drawn twice as often in tuning as one that loses
-# none: the letters of both look alike, and telling them apart is what there is to learn.
-POINTS_A_SHARE = 5.0
+# none, and at most so many times as often: the letters of both look alike, and telling them apart is what there is to
+# learn.
+POINTS_A_SHARE, MOST_SHARES = 5.0, 3.0
 # Per cent that an old language may lose before the run says so.
 TOLERATED_LOSS = 1.0
 
@@ -116,10 +117,10 @@ class LanguageArguments:
     )
     row_crops: int = field(default=64, metadata={"help": "Renderings a character that mCLIP makes rows of."})
     steps: int = field(default=0, metadata={"help": "Steps of tuning of Spotter and Refiner."})
-    replay: float = field(default=0.7, metadata={"help": "Share of old languages in tuning, so as not to forget them."})
+    replay: float = field(default=0.8, metadata={"help": "Share of old languages in tuning, so as not to forget them."})
     batch_size: int = field(default=64, metadata={"help": "Words a step."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of tuning."})
-    warmup_steps: int = field(default=100, metadata={"help": "Steps of linear warm-up; cosine decay to 0 follows."})
+    learning_rate: float = field(default=4e-4, metadata={"help": "Peak learning rate of tuning."})
+    warmup_steps: int = field(default=50, metadata={"help": "Steps of linear warm-up; cosine decay to 0 follows."})
     severity: float = field(default=0.9, metadata={"help": "Upper end of the degradation budget, 0 to 1."})
     bf16: bool = field(default=False, metadata={"help": "Tune in bfloat16 autocast; weights stay in float32."})
     num_workers: int = field(default=1, metadata={"help": "Processes that synthesise words for tuning."})
@@ -288,14 +289,12 @@ class Run:
         """Digests of fonts, words, characters, weights and photographs: any of them may be others tomorrow."""
         by_language = self.fonts.by_language.items()
         faces = {lang: sorted((face.path, face.index) for face in found) for lang, found in by_language}
-        # The language model is made of all lists.
-        listed = self.vocabulary.languages if self.model.language_model is not None else [self.args.lang]
         photographs = [Path(manifest).read_text(encoding="utf-8") for manifest in self.args.manifests]
         digests = {
             name: hashlib.sha256(json.dumps(content).encode()).hexdigest()
             for name, content in (
                 ("faces", faces),
-                ("words", [load_words(lang).words for lang in listed]),
+                ("words", [load_words(lang).words for lang in self.vocabulary.languages]),
                 ("photographs", photographs),
             )
         }
@@ -356,6 +355,7 @@ def rows_stage(run: Run) -> dict[str, Any]:
             renderings = CharacterSynthesiser(run.fonts, vocabulary.rows, letters, severity=0.3)
             found, counts = image_rows(mclip, vocabulary, first, renderings, args.row_crops, ROW_SEED)
             take("image", found, list(map(bool, counts)))
+    words: list[SyntheticWord] = []
     if "" in source:
         # Beside its own choice, for what mCLIP cannot be shown: joiners have no ink of their own.
         synthesiser = run.words("train", 0.5 * args.severity, {args.lang: 1.0})
@@ -384,7 +384,9 @@ def rows_stage(run: Run) -> dict[str, Any]:
     print("closest: " + ", ".join(f"{pair} {cosine:.2f}" for pair, cosine in nearest[:10]))
     if torch.equal(extended.prototypes[:first], bank.prototypes):
         print(f"{len(extended)} rows, the first {first} bit for bit as they were")
-    return {"sources": sources, "nearest": nearest, "digest": extended.digest(), "old_digest": bank.digest()}
+    drawn = dict(Counter(word.lang for word in words))
+    digests = {"digest": extended.digest(), "old_digest": bank.digest()}
+    return {"sources": sources, "words": drawn, "nearest": nearest, **digests}
 
 
 def nearest_rows(bank: PrototypeBank, first: int) -> list[tuple[str, float]]:
@@ -413,8 +415,8 @@ def before_stage(run: Run) -> dict[str, Any]:
 def tune_stage(run: Run) -> dict[str, Any]:
     """Trains Spotter and Refiner together in `tune`, from its newest checkpoint if there is one."""
     args, folder = run.args, run.folder / "tune"
-    begun = any(folder.glob("checkpoint-*"))
-    if begun and read_json(folder / "options.json") != run.options("tune"):
+    begun, shares = any(folder.glob("checkpoint-*")), read_json(folder / "shares.json")
+    if begun and (shares is None or read_json(folder / "options.json") != run.options("tune")):
         raise ValueError(f"{folder} was begun with other options: name another --output_dir, or remove {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "options.json", run.options("tune"))
@@ -424,9 +426,8 @@ def tune_stage(run: Run) -> dict[str, Any]:
     model.set_bank(run.bank(), base=True)
     model.config.freeze_spotter = False
     # A run that goes on draws the words that it began with, whatever `before` has read since.
-    shares = read_json(folder / "shares.json") if begun else None
-    if shares is None:
-        shares = word_shares(run)
+    if not begun:
+        shares = word_shares(run.needed("before"), run.old_bank.all_languages, args.lang, args.replay)
         write_json(folder / "shares.json", shares)
     print("words: " + ", ".join(f"{lang} {share:.0%}" for lang, share in shares.items()))
     train = run.words("train", args.severity, {lang: share for lang, share in shares.items() if share})
@@ -451,19 +452,26 @@ def tune_stage(run: Run) -> dict[str, Any]:
     except SystemExit:
         print("start the same command again to go on: it needs no --resume")
         raise
-    return {}
+    return {"shares": shares}
 
 
-def word_shares(run: Run) -> dict[str, float]:
-    """What share of the tuning's words each language gets: an old one the more, the more the new rows disturb it."""
-    before = run.needed("before")
+def word_shares(before: dict[str, Any], old: Sequence[str], new: str, replay: float) -> dict[str, float]:
+    """What share of the tuning's words each language gets: an old one the more, the more the new rows disturb it.
+
+    Args:
+        before: What that stage has found.
+        old: The old languages.
+        new: The new one.
+        replay: Share of all the old ones.
+    """
     weights = {}
-    for lang in run.old_bank.all_languages:
-        without, with_rows = (before[state][SYNTHETIC][lang]["refiner"]["wrr"] for state in ("original", "rows"))
-        weights[lang] = 1 + max(0.0, without - with_rows) / POINTS_A_SHARE
+    for lang in old:
+        original, rows = (before[state][SYNTHETIC].get(lang) for state in ("original", "rows"))
+        # Without synthetic words to evaluate on, all are alike.
+        lost = original["refiner"]["wrr"] - rows["refiner"]["wrr"] if original else 0.0
+        weights[lang] = min(MOST_SHARES, 1 + max(0.0, lost) / POINTS_A_SHARE)
     total = sum(weights.values())
-    shares = {lang: run.args.replay * weight / total for lang, weight in weights.items()}
-    return shares | {run.args.lang: 1 - run.args.replay}
+    return {lang: replay * weight / total for lang, weight in weights.items()} | {new: 1 - replay}
 
 
 def after_stage(run: Run) -> dict[str, Any]:
@@ -632,12 +640,13 @@ def card(run: Run, states: dict[str, dict[str, Figures]], parameters: tuple[int,
     )
     base = checkpoint_name(args.checkpoint)
     made = [f"- {len(own)} from {WAYS[way]}: {' '.join(own)}" for way, own in rows["sources"].items() if own]
-    tuning = (
-        f"Then came {args.steps:,} steps of training with {args.batch_size} words each, synthetic ones, "
-        f"{args.replay:.0%} of them of the old languages."
-        if args.steps
-        else "No weight was changed."
-    )
+    tuning = "No weight was changed."
+    if args.steps:
+        shares = ", ".join(f"{lang} {share:.0%}" for lang, share in run.needed("tune")["shares"].items())
+        tuning = (
+            f"Then came {args.steps:,} steps of training with {args.batch_size} synthetic words each: {shares}. An old "
+            "language got the more, the more of its synthetic words in the table below are lost with the new rows only."
+        )
     return f"""---
 {data.to_yaml()}
 ---

@@ -533,6 +533,8 @@ def image_files(folder: Path) -> list[str]:
 
 def benchmark(arguments: argparse.Namespace, paths: Sequence[str]) -> dict[str, Any]:
     """Measures the systems in turns."""
+    from mstr_hf.reading import reading_dtype
+
     labels = arguments.images / "labels.jsonl"
     lines = labels.read_text(encoding="utf-8").splitlines() if labels.exists() else []
     records = [json.loads(line) for line in lines if line.strip()]
@@ -573,6 +575,7 @@ def benchmark(arguments: argparse.Namespace, paths: Sequence[str]) -> dict[str, 
     exports.cleanup()
     return {
         "machine": machine(arguments.device),
+        "dtype": str(reading_dtype(arguments.device)).removeprefix("torch."),
         "images": {"count": len(paths), "mean_characters": characters, "labelled": bool(records)},
         "rounds": arguments.rounds,
         "start": start,
@@ -714,9 +717,9 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         f"{', '.join(report['machine'].values())}; {images['count']} images, {images['mean_characters']} characters "
         f"on average; median of {report['rounds']} rounds (least to greatest). A ratio says how many times as long "
-        "as our default a system takes for a word. Each has as many cores as threads. Start: from the start of the "
-        "process to the first reading. MB: the most memory of the process so far, batches of all sizes tried. Right: "
-        "share of the labelled images, where weights are trained.",
+        f"as our default, in {report['dtype']}, a system takes for a word. Each has as many cores as threads. Start: "
+        "from the start of the process to the first reading. MB: the most memory of the process so far, batches of all "
+        "sizes tried. Right: share of the labelled images, where weights are trained.",
         "",
     ]
     if start:
@@ -793,7 +796,7 @@ def scaling(arguments: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(arguments.threads[0])
     name = arguments.model or str(CHECKPOINT)
     model = AutoModel.from_pretrained(name).eval()
-    model.to(arguments.device, memory_format=torch.channels_last)  # as `mstr read` has it
+    model.to(arguments.device, memory_format=torch.channels_last)  # in float32, as the peak it is measured by
     processor = AutoProcessor.from_pretrained(name)
     bank = model.get_bank()
     inputs = text_images(processor, 8, 64).to(arguments.device)

@@ -122,6 +122,15 @@ def test_a_checkpoint_is_read_from_its_folder(tiny_checkpoint, folder, capsys, m
         assert line["score"] == pytest.approx(reading["score"], rel=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_reads_in_the_dtype_of_the_machine(tiny_checkpoint, monkeypatch, dtype):
+    monkeypatch.setattr(cli, "reading_dtype", lambda device: dtype if device == "cpu" else None)
+    reader = cli._Reader(str(tiny_checkpoint), "cpu", None, "torch")
+    weights = {name: weight.dtype for name, weight in reader._model.named_parameters()}
+    assert set(weights.values()) == {dtype}
+    assert reader._model.spotter.head.prototypes.dtype == torch.float32
+
+
 def test_languages_reach_the_model(model, folder, capsys):
     assert _run(capsys, folder / "10.png", "--lang", "hi, en")[0] == 0
     assert model.calls[0]["languages"] == ["hi", "en"]

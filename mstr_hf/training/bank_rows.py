@@ -140,7 +140,8 @@ def _labelled_frames(
         Embeddings `[F, D]`, their cosines to blank `[F]`, and the row of each, `[F]`: one more than the last row for
         blank.
     """
-    frames, blanks, targets = [], [], []
+    size = spotter.config.projection_dim
+    frames, blanks, targets = [torch.zeros(0, size)], [torch.zeros(0)], []
     placed = [(word, word.centres) for word in words if word.centres is not None]
     placed.sort(key=lambda item: item[0].image.shape[1] / item[0].image.shape[0])
     for start in range(0, len(placed), BATCH_SIZE):
@@ -161,7 +162,7 @@ def _labelled_frames(
             frames.append(embeddings[number, used])
             blanks.append(blank[number, used])
             targets += rows
-    return torch.cat(frames), torch.cat(blanks), torch.tensor(targets)
+    return torch.cat(frames), torch.cat(blanks), torch.tensor(targets, dtype=torch.long)
 
 
 @torch.no_grad()

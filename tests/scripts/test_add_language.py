@@ -69,6 +69,7 @@ def test_killed_and_resumed_to_a_checkpoint(environment, tiny_checkpoint, tmp_pa
     assert any((output / "tune").glob("checkpoint-*")), said
     assert not (output / "tune.json").exists()
 
+    shares = (output / "tune" / "shares.json").read_text()
     second = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert second.returncode == 0, second.stderr[-3000:]
     for stage in ("fonts", "rows", "before"):
@@ -95,6 +96,9 @@ def test_killed_and_resumed_to_a_checkpoint(environment, tiny_checkpoint, tmp_pa
 
     rows = json.loads((output / "rows.json").read_text())
     assert set("".join(rows["sources"].values())) == set(after.characters[len(before) :])
+    assert rows["words"]["ar"] >= 80 and rows["words"]["en"] == rows["words"]["hi"] == 40
+    assert (output / "tune" / "shares.json").read_text() == shares
+    assert json.loads((output / "tune.json").read_text())["shares"] == json.loads(shares)
     assert len(rows["sources"]["spotter"]) > 50 and not rows["sources"]["text"]
     figures = json.loads((output / "after.json").read_text())["tuned"]
     assert {lang: found["n"] for lang, found in figures["synthetic"].items()} == {"en": 2, "hi": 2, "ar": 2}
@@ -128,6 +132,20 @@ def test_killed_and_resumed_to_a_checkpoint(environment, tiny_checkpoint, tmp_pa
     before.save_pretrained(output / "rows")
     refused = again("--eval_words", 1)
     assert refused.returncode == 2 and "rows and rows.json do not belong together" in refused.stderr.splitlines()[-1]
+
+
+def test_an_old_language_is_drawn_the_more_the_more_it_is_disturbed():
+    word_shares = runpy.run_path(str(SCRIPT))["word_shares"]
+
+    def read(**wrr: float) -> dict:
+        return {"synthetic": {lang: {"refiner": {"wrr": value}} for lang, value in wrr.items()}}
+
+    before = {"original": read(en=90, hi=85, te=80), "rows": read(en=91, hi=80, te=4)}
+    shares = word_shares(before, ["en", "hi", "te"], "kn", 0.6)
+    # Those that lose five points are drawn twice as often as those that lose none, and none three times as often.
+    assert shares == pytest.approx({"en": 0.1, "hi": 0.2, "te": 0.3, "kn": 0.4})
+    nothing = {"original": {"synthetic": {}}, "rows": {"synthetic": {}}}
+    assert word_shares(nothing, ["en", "hi"], "kn", 0.5) == {"en": 0.25, "hi": 0.25, "kn": 0.5}
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,9 @@ def test_spotter_rows_are_fitted_to_its_frames(tiny_refiner):
         noise = torch.randn(rows.shape, generator=torch.Generator().manual_seed(seed))
         assert loss(rows) < loss(torch.nn.functional.normalize(rows + 0.02 * noise, dim=-1))
 
+    nothing, counts = spotter_rows(spotter, processor, vocabulary, words[2:])
+    assert not nothing.any() and not any(counts)
+
     # What an old character looks like is none of a new one's.
     alike = SyntheticWord(words[0].image, "a", "en", "font", words[0].centres)
     away, _ = spotter_rows(spotter, processor, vocabulary, [*words, *[alike] * 5])

@@ -571,16 +571,19 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
             ]
             if not left or not views:
                 break
-            rows = torch.tensor(left, device=pixel_values.device)
-            seen, allowed = spotted, None if row_mask is None else row_mask[rows].repeat(len(views), 1)
-            if views[0] != VIEWS[0]:
-                if pixel_mask is None:
-                    pixel_mask = torch.ones_like(pixel_values[:, 0, 0], dtype=torch.bool)
-                seen = self.encoder.spot(*look(views, pixel_values[rows], pixel_mask[rows].bool()), allowed)
-                rows = torch.arange(len(seen.top_k_ids), device=pixel_values.device)
-            found = self._refine(bank, seen, rows, allowed, num_alternatives)
-            for index, hypotheses in zip(left * len(views), found, strict=True):
-                ballots[index].append(hypotheses)
+            # No more images at once than there are in the batch, whose size is the caller's choice.
+            size = max(1, len(pixel_values) // len(views))
+            for part in (left[start : start + size] for start in range(0, len(left), size)):
+                rows = torch.tensor(part, device=pixel_values.device)
+                seen, allowed = spotted, None if row_mask is None else row_mask[rows].repeat(len(views), 1)
+                if views[0] != VIEWS[0]:
+                    if pixel_mask is None:
+                        pixel_mask = torch.ones_like(pixel_values[:, 0, 0], dtype=torch.bool)
+                    seen = self.encoder.spot(*look(views, pixel_values[rows], pixel_mask[rows].bool()), allowed)
+                    rows = torch.arange(len(seen.top_k_ids), device=pixel_values.device)
+                found = self._refine(bank, seen, rows, allowed, num_alternatives)
+                for index, hypotheses in zip(part * len(views), found, strict=True):
+                    ballots[index].append(hypotheses)
         for index, ballot in ballots.items():
             readings[index] = {
                 **_vote(bank, ballot, num_alternatives, self.config.vote_temperature),
