@@ -2,8 +2,9 @@
 
 Three graphs (:data:`mstr_hf.onnx_runtime.GRAPHS`) of any batch size and width: `spotter` from images to cosines and
 feature maps, `memory` from what was spotted to what the decoder attends to, keys and values of its cross attention
-included, and `decoder`, one step of which extends a cache. The rows of the prototype bank are an input of all, so that
-quantisation leaves them exact. A model whose bank has grown is exported again: what lies beside the graphs is checked.
+included, and `decoder`, one step of which extends the caches of all beams of each word. The rows of the prototype bank
+are an input of all, so that quantisation leaves them exact. A model whose bank has grown is exported again: what lies
+beside the graphs is checked.
 """
 
 from __future__ import annotations
@@ -130,15 +131,17 @@ class _Decoder(_Network):
     ) -> tuple[torch.Tensor, ...]:
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         count = len(self.refiner.layers)
+        words, beams = input_ids.shape
         for index in range(count):
-            cache.self_attention_cache.update(*caches[2 * index : 2 * index + 2], index)
+            past = (tensor.flatten(0, 1) for tensor in caches[2 * index : 2 * index + 2])
+            cache.self_attention_cache.update(*past, index)
             cache.cross_attention_cache.update(*caches[2 * (count + index) : 2 * (count + index) + 2], index)
             cache.is_updated[index] = True
         with self._bank(prototypes):
-            states = self.refiner._decode(input_ids, prefix, memory_mask, cache).last_hidden_state
+            states = self.refiner._decode(input_ids.reshape(-1, 1), prefix, memory_mask, cache).last_hidden_state
             logits = self.refiner._logits(states)
         present = [(layer.keys, layer.values) for layer in cache.self_attention_cache.layers]
-        return logits, *(tensor for pair in present for tensor in pair)
+        return logits[:, 0], *(tensor.unflatten(0, (words, beams)) for pair in present for tensor in pair)
 
 
 def _cache_names(refiner: RefinerModel, kind: str) -> tuple[str, ...]:
@@ -195,6 +198,7 @@ def export_onnx(
 def _networks(model: RefinerModel) -> dict[str, tuple[_Network, tuple[torch.Tensor, ...], dict[str, Any]]]:
     """Each network with example inputs and, by input, the axes that may have any size."""
     batch, columns, rows, memory = Dim("batch"), Dim("columns", min=2), Dim("rows"), Dim("memory")
+    beams = Dim("beams")
     steps = Dim("steps", max=model.config.spotter_config.max_length)
     past = Dim("past", max=model.config.spotter_config.max_length)
     width = model.config.spotter_config.column_width
@@ -207,7 +211,8 @@ def _networks(model: RefinerModel) -> dict[str, tuple[_Network, tuple[torch.Tens
     found = (spotted.top_k_ids, spotted.top_k_scores, spotted.character_mask)
     memory_inputs = (prototypes, *found, spotted.column_mask, *spotted.feature_maps)
     prefix, memory_mask, *cross = remember(*memory_inputs)
-    caches = [tensor[:, :, :3] for tensor in cross] + cross
+    # Three beams of each word, whose cache holds three steps.
+    caches = [tensor[:, None, :, :3].repeat(1, 3, 1, 1, 1) for tensor in cross] + cross
     return {
         "spotter": (
             spotter,
@@ -231,13 +236,16 @@ def _networks(model: RefinerModel) -> dict[str, tuple[_Network, tuple[torch.Tens
         ),
         "decoder": (
             decoder,
-            (prototypes, torch.full((2, 1), BOS), prefix, memory_mask, *caches),
+            (prototypes, torch.full((2, 3), BOS), prefix, memory_mask, *caches),
             {
                 "prototypes": {0: rows},
-                "input_ids": {0: batch},
+                "input_ids": {0: batch, 1: beams},
                 "prefix": {0: batch},
                 "memory_mask": {0: batch, 1: memory},
-                "caches": tuple({0: batch, 2: size} for size in (past, memory) for _ in cross),
+                "caches": (
+                    *({0: batch, 1: beams, 3: past} for _ in cross),
+                    *({0: batch, 2: memory} for _ in cross),
+                ),
             },
         ),
     }

@@ -30,7 +30,7 @@ GRAPHS = ("spotter", "memory", "decoder")
 LANGUAGE_MODEL = "language_model.safetensors"
 """The table of the language model, where the Refiner has one."""
 
-FORMAT = "1"
+FORMAT = "2"
 """Stands in every graph's metadata; raised when inputs or outputs change."""
 
 
@@ -212,26 +212,29 @@ class _OnnxDecoder:
 
     def step(self, ids: torch.Tensor) -> torch.Tensor:
         """See `beam_search.Decoder`."""
-        first = not self.past
+        first, words = not self.past, len(self.memory["prefix"])
+        beams = len(ids) // words
         if first:
-            beams = len(ids) // len(self.memory["prefix"])
-            self.memory = {name: tensor.repeat_interleave(beams, 0) for name, tensor in self.memory.items()}
             # The cache of the decoder's self attention begins empty.
             crosses = [name for name in self.memory if name.startswith("cross")]
-            self.past = {name.replace("cross", "past"): self.memory[name][:, :, :0] for name in crosses}
-        outputs = self.graph(
-            prototypes=self.prototypes, input_ids=next_tokens(ids, first)[:, None], **self.memory, **self.past
-        )
-        logits = outputs.pop("logits")[:, 0]
+            self.past = {
+                name.replace("cross", "past"): self.memory[name][:, None, :, :0].expand(-1, beams, -1, -1, -1)
+                for name in crosses
+            }
+        input_ids = next_tokens(ids, first).view(words, beams)
+        outputs = self.graph(prototypes=self.prototypes, input_ids=input_ids, **self.memory, **self.past)
+        logits = outputs.pop("logits")
         self.past = {name.replace("present", "past"): tensor for name, tensor in outputs.items()}
         return readable(logits)
 
     def select(self, beams: torch.Tensor) -> None:
         """See `beam_search.Decoder`."""
-        self.memory = {
-            name: tensor[: len(beams)] for name, tensor in self.memory.items()
-        }  # of a word's beams it is one
-        self.past = {name: tensor[beams] for name, tensor in self.past.items()}
+        each = next(iter(self.past.values())).shape[1]
+        words = len(beams) // each
+        self.memory = {name: tensor[:words] for name, tensor in self.memory.items()}
+        self.past = {
+            name: tensor.flatten(0, 1)[beams].unflatten(0, (words, each)) for name, tensor in self.past.items()
+        }
 
 
 def _find(name_or_path: str | Path, file: str) -> Path:

@@ -414,9 +414,7 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
         # with what the Spotter got wrong.
         nearest = positions.clamp(max=self.config.spotter_config.max_length - 1)
         spotted = memory[:, nearest] * memory_mask[:, nearest, None].to(states.dtype)
-        if spotted.shape[0] != states.shape[0]:
-            spotted = spotted.repeat_interleave(states.shape[0] // spotted.shape[0], 0)
-        states = states + spotted
+        states = (states.view(spotted.shape[0], -1, *states.shape[1:]) + spotted[:, None]).flatten(0, 1)
         # A static cache is as long as it may ever get; what lies ahead is masked like the future.
         total = past + length
         if past_key_values is not None and past_key_values.is_compileable:

@@ -141,7 +141,7 @@ class Attention(nn.Module):
             States `[B, T, C]`, and weights `[B, heads, T, S]` where the implementation gives them.
         """
         shape = hidden_states.shape
-        if memory is not None and memory.shape[0] != shape[0]:
+        if memory is not None:
             hidden_states = hidden_states.reshape(memory.shape[0], -1, shape[-1])
         batch, length, _ = hidden_states.shape
         if memory is not None and isinstance(past_key_values, DynamicCache):
