@@ -1,13 +1,14 @@
-"""Measures how many images a second one CPU thread trains on: these models and python-doctr's PARSeq and ViTSTR.
+"""Measures how many images a second one CPU thread, or a GPU, trains on: these models, docTR's PARSeq and ViTSTR.
 
     python3 -m venv doctr && doctr/bin/pip install torch==2.13.0 python-doctr
-    python scripts/benchmark_training.py --doctr doctr/bin/python
+    python scripts/benchmark_training.py --doctr doctr/bin/python [--device cuda]
 
 Weights are random, images too, four times as wide as high (32 pixels for docTR's, as high as they take for these
 models), and words of eight letters; all models know the same characters. A
 step is forward, loss, backward, clipping and optimiser (Muon for these models, AdamW for docTR's), on a batch that is
-there already. Speeds are images a second of processor time, so that other work on the machine does not count. The last
-line is how fast one core draws batches: a worker on a core of its own lets no model wait that is slower.
+there already. On a CPU, speeds are images a second of processor time, so that other work on the machine does not
+count; on a GPU, of time. The last line is how fast one core draws batches: a worker on a core of its own lets no model
+wait that is slower.
 """
 
 import argparse
@@ -35,14 +36,15 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="default: 64")
     parser.add_argument("--steps", type=int, default=3, metavar="N", help="steps that are timed (default: 3)")
     parser.add_argument("--fonts", nargs="*", default=[], help="folders with fonts beside the system's")
+    parser.add_argument("--device", default="cpu", help="cpu, or a GPU such as cuda (default: cpu)")
     parser.add_argument("--peer", help=argparse.SUPPRESS)  # what this script is asked for in the other environment
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    size = (arguments.batch_size, arguments.steps)
+    size, device = (arguments.batch_size, arguments.steps), arguments.device
     if arguments.peer:
         function, characters = json.loads(arguments.peer)
-        print(json.dumps(measure(*doctr_step(function, characters, arguments.batch_size), *size)))
+        print(json.dumps(measure(*doctr_step(function, characters, arguments.batch_size, device), *size, device)))
         return
 
     from mstr_hf.hub.cache import CHECKPOINT
@@ -52,11 +54,11 @@ def main() -> None:
     speeds = {}
     print("| | million parameters | fp32, images/s | bf16, images/s |\n| --- | --: | --: | --: |")
     for name in ("Spotter", "Refiner, Spotter frozen", "Refiner and Spotter together"):
-        speeds[name] = measure(*own_step(name, bank, arguments.batch_size), *size, own_optimizer)
+        speeds[name] = measure(*own_step(name, bank, arguments.batch_size, device), *size, device, own_optimizer)
         print(row(name, speeds[name]), flush=True)
     for name, function in PEERS.items() if arguments.doctr else ():
         peer = json.dumps([function, "".join(bank.characters)])
-        options = ["--peer", peer, "--batch-size", str(arguments.batch_size), "--steps", str(arguments.steps)]
+        options = ["--peer", peer, "--batch-size", str(size[0]), "--steps", str(size[1]), "--device", device]
         result = subprocess.run([arguments.doctr, __file__, *options], stdout=subprocess.PIPE, text=True, check=True)
         speeds[name] = json.loads(result.stdout.splitlines()[-1])
         print(row(name, speeds[name]), flush=True)
@@ -95,7 +97,12 @@ def own_optimizer(model: Any, dtype: torch.dtype) -> torch.optim.Optimizer:
 
 
 def measure(
-    model: Any, step: Step, images: int, steps: int, make_optimizer: Callable[..., torch.optim.Optimizer] = adamw
+    model: Any,
+    step: Step,
+    images: int,
+    steps: int,
+    device: str,
+    make_optimizer: Callable[..., torch.optim.Optimizer] = adamw,
 ) -> dict[str, float]:
     """Trains for some steps in either precision; returns images a second, and millions of parameters."""
     found = {"parameters": sum(parameter.numel() for parameter in model.parameters()) / 1e6}
@@ -105,18 +112,26 @@ def measure(
         start = 0.0
         for number in range(WARM_UP + steps):
             if number == WARM_UP:
-                start = time.process_time()
-            with torch.autocast("cpu", torch.bfloat16, enabled=kind == "bf16"):
+                start = clock(device)
+            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=kind == "bf16"):
                 loss = step()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
             optimizer.step()
             optimizer.zero_grad()
-        found[kind] = images * steps / (time.process_time() - start)
+        found[kind] = images * steps / (clock(device) - start)
     return found
 
 
-def own_step(name: str, bank: Any, batch_size: int) -> tuple[Any, Step]:
+def clock(device: str) -> float:
+    """Seconds: of processor time on a CPU, of time on a GPU, when it has done what it was told."""
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def own_step(name: str, bank: Any, batch_size: int, device: str) -> tuple[Any, Step]:
     """One of this package's models in the bundled checkpoint's size, as the trainers train it."""
     from transformers import AutoConfig
 
@@ -130,8 +145,8 @@ def own_step(name: str, bank: Any, batch_size: int) -> tuple[Any, Step]:
     refiner.set_bank(bank)
     model: Any = refiner.spotter if name == "Spotter" else refiner
     model.requires_grad_(True).train()
-    model.set_attn_implementation("eager")
-    model.to(memory_format=torch.channels_last)
+    model.set_attn_implementation("eager" if device == "cpu" else "sdpa")
+    model.to(device, memory_format=torch.channels_last)
     height = config.spotter_config.image_height
     width = WIDTH * height // HEIGHT
     batch = {
@@ -139,10 +154,11 @@ def own_step(name: str, bank: Any, batch_size: int) -> tuple[Any, Step]:
         "pixel_mask": torch.ones(batch_size, width, dtype=torch.bool),
         "labels": torch.randint(OFFSET, OFFSET + len(bank), (batch_size, LETTERS)),
     }
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
     return model, lambda: model(**batch).loss
 
 
-def doctr_step(function: str, vocabulary: str, batch_size: int) -> tuple[Any, Step]:
+def doctr_step(function: str, vocabulary: str, batch_size: int, device: str) -> tuple[Any, Step]:
     """A recogniser of python-doctr, for colour images as it takes them."""
     try:
         import torchvision  # noqa: F401
@@ -153,10 +169,10 @@ def doctr_step(function: str, vocabulary: str, batch_size: int) -> tuple[Any, St
             operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     from doctr.models import recognition
 
-    model = getattr(recognition, function)(pretrained=False, vocab=vocabulary)
+    model = getattr(recognition, function)(pretrained=False, vocab=vocabulary).to(device)
     rng = random.Random(0)
     words = ["".join(rng.choices(vocabulary, k=LETTERS)) for _ in range(batch_size)]
-    images = torch.rand(batch_size, 3, HEIGHT, WIDTH)
+    images = torch.rand(batch_size, 3, HEIGHT, WIDTH, device=device)
     return model, lambda: model(images, target=words)["loss"]
 
 

@@ -16,26 +16,46 @@ MIN_SEPARATION = 0.8
 
 
 def paper(rng: np.random.Generator, height: int, width: int, level: float) -> np.ndarray:
-    """A background of about the given grey level: flat, gradient, mottled or with panels; float `[H, W]`."""
+    """A background of about the given grey level: flat, gradient, mottled, striped or with panels; float `[H, W]`."""
     image = np.full((height, width), level, np.float32)
     kind = rng.random()
     if kind < 0.35:
         return image
-    if kind < 0.6:
+    if kind < 0.58:
         angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(5, 60)
-        ys, xs = np.mgrid[0:height, 0:width].astype(np.float32)
-        ramp = float(np.cos(angle)) * (xs / width - 0.5) + float(np.sin(angle)) * (ys / height - 0.5)
-        return image + np.float32(strength) * ramp
-    if kind < 0.85:
+        return image + np.float32(strength) * _ramp(height, width, angle, height, width)
+    if kind < 0.8:
         for cell in (2, 6, 16):
             small = rng.normal(0, rng.uniform(0, 14), (max(2, height // cell), max(2, width // cell)))
             image += cv2.resize(small.astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
         return image
+    if kind < 0.86:  # shutters, corrugated iron, painted stripes
+        period = height * rng.uniform(0.08, 0.4)
+        angle = rng.choice([0, np.pi / 2, rng.uniform(0, np.pi)]) + rng.normal(0, 0.03)
+        waves = np.sin(_ramp(height, width, angle, period, period) * 2 * np.pi)
+        return image + np.float32(rng.uniform(5, 45)) * np.clip(waves * rng.uniform(1, 4), -1, 1)
     for _ in range(rng.integers(1, 4)):
         x0, x1 = np.sort(rng.integers(-width // 4, width + width // 4, 2))
         y0, y1 = np.sort(rng.integers(-height // 4, height + height // 4, 2))
         cv2.rectangle(image, (int(x0), int(y0)), (int(x1), int(y1)), float(level + rng.normal(0, 35)), -1)
     return image
+
+
+def _ramp(height: int, width: int, angle: float, rise: float, run: float) -> np.ndarray:
+    """A plane through the centre that climbs by 1 in `run` columns or `rise` rows, turned; float32 `[H, W]`."""
+    ys, xs = np.ogrid[0:height, 0:width]
+    ramp = np.cos(angle) * (xs - width / 2) / run + np.sin(angle) * (ys - height / 2) / rise
+    return np.asarray(ramp, np.float32)
+
+
+def _frame(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """Draws the rim of a sign just inside the crop, or some of its sides: no bracket, bar or letter."""
+    height, width = image.shape
+    left, top, right, bottom = (round(height * rng.uniform(-0.12, 0.1)) for _ in range(4))
+    level = float(np.clip(image.mean() + rng.choice([-1, 1]) * rng.uniform(30, 140), 0, 255))
+    thickness = max(1, round(height * rng.uniform(0.015, 0.06)))
+    corners = (left, top), (width - 1 - right, height - 1 - bottom)
+    return cv2.rectangle(image, *corners, level, thickness, cv2.LINE_AA)
 
 
 def _levels(rng: np.random.Generator) -> tuple[float, float]:
@@ -47,7 +67,7 @@ def _levels(rng: np.random.Generator) -> tuple[float, float]:
 
 
 def compose(rng: np.random.Generator, mask: np.ndarray, neighbours: np.ndarray | None = None) -> np.ndarray:
-    """Paint coverage onto paper with optional outline, shadow and neighbouring ink.
+    """Paint coverage onto paper with optional rim, outline, shadow, depth, glow and neighbouring ink.
 
     Args:
         rng: Source of randomness.
@@ -60,31 +80,70 @@ def compose(rng: np.random.Generator, mask: np.ndarray, neighbours: np.ndarray |
     height, width = mask.shape
     back, ink = _levels(rng)
     image = paper(rng, height, width, back)
+    if rng.random() < 0.08:
+        image = _frame(rng, image)
     alpha = mask.astype(np.float32) / 255
     if neighbours is not None:
         image += (neighbours.astype(np.float32) / 255) * (ink - image)
     effect = rng.random()
-    if effect < 0.14:
+    if effect < 0.12:
         reach = max(1, round(height * rng.uniform(0.02, 0.07)))
         kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
         # Away from the ink towards the side that has room, so that the letters stay apart from their rim.
         outline = ink + (1 if ink < 128 else -1) * rng.uniform(50, 200)
         image += cv2.dilate(alpha, kernel) * (float(np.clip(outline, 0, 255)) - image)
-    elif effect < 0.28:
+    elif effect < 0.22:
         reach = height * 0.1
         move = np.array([[1, 0, rng.uniform(-reach, reach)], [0, 1, rng.uniform(0, reach)]], np.float32)
         shadow = cv2.GaussianBlur(cv2.warpAffine(alpha, move, (width, height)), (0, 0), rng.uniform(0.4, 2.5))
         image += shadow * rng.uniform(0.3, 0.9) * (min(back, ink) * rng.uniform(0.1, 0.8) - image)
-    elif effect < 0.32:
+    elif effect < 0.28:
+        # Letters with depth: the swept shape in another shade, in the light or in the dark.
+        angle, depth = rng.uniform(0, 2 * np.pi), height * rng.uniform(0.04, 0.16)
+        end = round(depth * np.cos(angle)), round(depth * np.sin(angle))
+        reach = max(map(abs, end))
+        kernel = cv2.line(np.zeros((2 * reach + 1, 2 * reach + 1), np.uint8), (reach, reach),
+                          (reach + end[0], reach + end[1]), 1)  # fmt: skip
+        side = ink + (1 if rng.random() < 0.5 else -1) * rng.uniform(35, 130)
+        image += cv2.dilate(alpha, kernel) * (float(np.clip(side, 0, 255)) - image)
+    elif effect < 0.34:
+        # Lit letters: light around them, whether they are lit themselves or stand before it.
+        light = max(back, ink) + rng.uniform(0, 60)
+        reach = max(1, round(height * rng.uniform(0.01, 0.08)))
+        glow = cv2.dilate(alpha, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8))
+        glow = cv2.GaussianBlur(glow, (0, 0), height * rng.uniform(0.03, 0.15))
+        strength = rng.uniform(0.2, 0.7) if ink > back else rng.uniform(0.4, 1.0)
+        image += strength * glow * (min(255.0, light) - image)
+    elif effect < 0.37:
         # Hollow letters: only the rim is painted.
         reach = max(1, round(height * 0.025))
         rim = alpha - cv2.erode(alpha, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8))
         if rim.sum() > 0.5 * alpha.sum():
             alpha = rim
     fill = np.array(ink, np.float32)
-    if rng.random() < 0.2:
+    colour = rng.random()
+    if colour < 0.18:
         fill = np.linspace(ink, ink + rng.uniform(-50, 50), height, dtype=np.float32)[:, None]
+    elif colour < 0.25:
+        fill = _colours(rng, alpha, back, ink)
     return image + alpha * (fill - image)
+
+
+def _colours(rng: np.random.Generator, alpha: np.ndarray, back: float, ink: float) -> np.ndarray:
+    """Grey levels of ink, `[H, W]`, that differ from letter to letter, or, where letters join, from place to place."""
+    height, width = alpha.shape
+    side = 1 if ink > back else -1
+    far = 255.0 if side > 0 else 0.0
+    if abs(far - back) < 90:  # no room for several shades
+        return np.array(ink, np.float32)
+    low, high = sorted((back + side * 45, far))
+    if rng.random() < 0.6:
+        _, letters = cv2.connectedComponents((alpha > 0.3).astype(np.uint8))
+        shades = rng.uniform(low, high, letters.max() + 1).astype(np.float32)
+        return cv2.dilate(shades[letters] * (letters > 0), np.ones((3, 3), np.uint8))
+    bounds = np.cumsum(rng.uniform(0.4, 1.4, 1 + int(width / (0.4 * height))) * height)
+    shades = rng.uniform(low, high, len(bounds) + 1).astype(np.float32)
+    return shades[np.searchsorted(bounds, np.arange(width))][None]
 
 
 def random_homography(rng: np.random.Generator, height: int, width: int, severity: float) -> np.ndarray:
@@ -96,8 +155,8 @@ def random_homography(rng: np.random.Generator, height: int, width: int, severit
     matrix = np.vstack([rotation, [0, 0, 1]])
     matrix = np.array([[1, shear, -shear * cy], [0, 1, 0], [0, 0, 1]]) @ matrix
     tilt = np.array([[1, 0, 0], [0, 1, 0], [rng.normal(0, 0.05 * severity) / width, rng.normal(0, 0.05) / height, 1]])
-    centre = np.array([[1, 0, cx], [0, 1, cy], [0, 0, 1]])
-    return centre @ tilt @ np.linalg.inv(centre) @ matrix
+    there, back = np.array([[[1, 0, x], [0, 1, y], [0, 0, 1]] for x, y in ((cx, cy), (-cx, -cy))])
+    return there @ tilt @ back @ matrix
 
 
 def bend(rng: np.random.Generator, mask: np.ndarray, amplitude: float) -> np.ndarray:
@@ -242,10 +301,12 @@ def legible(image: np.ndarray, mask: np.ndarray) -> bool:
         image: The finished image, uint8 `[h, w]`.
         mask: Coverage before degradation, uint8 `[H, W]`; resized to the image.
     """
-    ink = cv2.resize(mask, image.shape[::-1], interpolation=cv2.INTER_AREA) > 127
-    if not ink.any() or ink.all():
+    ink = (cv2.resize(mask, image.shape[::-1], interpolation=cv2.INTER_AREA) > 127).astype(np.uint8)
+    if not 0 < cv2.countNonZero(ink) < ink.size:
         return False
-    letters, paper = image[ink].astype(np.float32), image[~ink].astype(np.float32)
-    contrast = abs(letters.mean() - paper.mean())
-    spread = np.sqrt((letters.var() + paper.var()) / 2)
+    (letters, letters_spread), (paper, paper_spread) = (
+        map(float, np.ravel(cv2.meanStdDev(image, mask=part))) for part in (ink, 1 - ink)
+    )
+    contrast = abs(letters - paper)
+    spread = ((letters_spread**2 + paper_spread**2) / 2) ** 0.5
     return bool(contrast >= MIN_CONTRAST * 0.4 and contrast >= MIN_SEPARATION * spread)

@@ -205,7 +205,7 @@ class WordSynthesiser:
         top, bottom = top - margins[0], bottom + margins[1]
         left, right = left - margins[2], right + margins[3]
         side = rng.choices(SIDES, SIDE_WEIGHTS)[0]
-        shown = int(tall * rng.uniform(0.03, 0.16))
+        shown = int(tall * rng.uniform(0.03, 0.16 if side in ("above", "below") else 0.3))
         # Other lines come as near as they like; words beside keep a space, which the crop then shows, and by which a
         # piece of them is told from a sign at the end of the word.
         space = shown + int(tall * rng.uniform(0.1, 0.3))

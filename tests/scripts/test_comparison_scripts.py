@@ -111,7 +111,7 @@ def test_steps_are_timed_and_learn(monkeypatch):
         losses.append(model(torch.ones(4, 3)).square().mean())
         return losses[-1]
 
-    found = script.measure(model, step, 4, 2)
+    found = script.measure(model, step, 4, 2, "cpu")
     assert found["parameters"] == 4e-6 and found["fp32"] > 0 and found["bf16"] > 0
     assert len(losses) == 2 * (script.WARM_UP + 2) and losses[0] > losses[2]
 
@@ -123,7 +123,7 @@ def test_training_steps_of_each_model(monkeypatch):
     script = load("benchmark_training", monkeypatch)
     bank = PrototypeBank.from_pretrained(CHECKPOINT)
     for name, spotter_learns in (("Spotter", True), ("Refiner, Spotter frozen", False), ("both together", True)):
-        model, step = script.own_step(name, bank, 2)
+        model, step = script.own_step(name, bank, 2, "cpu")
         step().backward()
         spotter = getattr(model, "spotter", model)
         assert any(p.grad is not None for p in spotter.parameters()) == spotter_learns
