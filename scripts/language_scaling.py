@@ -3,10 +3,11 @@
     python scripts/language_scaling.py --output runs/scaling --manifests real.jsonl --fonts FOLDER
 
 For each set of languages (hi; hi, bn and en; all six) and each of two seeds it trains mCLIP, builds the bank, trains
-the Spotter and the Refiner, with the same number of samples *a language* (of mCLIP's crops, a language has as many as
+Spotter and Refiner together, with the same number of samples *a language* (of mCLIP's crops, a language has as many as
 its share of the characters), and scores the model on synthetic words in fonts that training never saw, and on the words
 of the manifests. It writes `results.json`, `table.md` and `plot.svg`.
-What was stopped goes on when the command is given again.
+What was stopped goes on when the command is given again. The shape and the schedule of the models are those of
+`--config` (`scripts/configs/scaling.yaml` for CPUs) or the trainers' own.
 
 The default numbers of samples take days on a CPU. Scores below 25% WRR say that training was too short to conclude
 anything: where any training of a comparison has them, no conclusion is drawn.
@@ -79,20 +80,22 @@ def main() -> None:
     add("--fonts", nargs="*", default=[], help="folders with fonts beside the system's")
     add("--sets", nargs="+", default=SETS, metavar="hi,bn", help="languages of each model")
     add("--seeds", nargs="+", type=int, default=SEEDS, metavar="N", help="a training for each")
-    add("--words", type=int, default=200_000, help="training words a language, for the Spotter")
-    add("--refiner-words", type=int, default=50_000, help="training words a language, for the Refiner")
+    add("--words", type=int, default=200_000, help="training words a language")
     add("--characters", type=int, default=100_000, help="training crops a language, for mCLIP")
     add("--test-words", type=int, default=500, help="synthetic test words a language")
     add("--batch-size", type=int, default=64)
+    add("--config", nargs="*", type=Path, default=[], help="config files of the trainers")
     args = parser.parse_args()
 
     try:
         check_manifests(args.manifests)
+        configs = [path.read_text(encoding="utf-8") for path in args.config]
     except (OSError, ValueError) as error:
         parser.error(str(error))
     # What a model is scored on does not belong to its training.
     trained = {name: value for name, value in sorted(vars(args).items()) if name not in ("output", "manifests")}
     settings = {name: str(value) for name, value in trained.items()}
+    settings["config"] = "\n".join(configs)
     file = args.output / "settings.json"
     if read_json(file) not in (None, settings):
         parser.error(f"{args.output} holds an experiment with other options: name another folder, or delete it")
@@ -173,7 +176,8 @@ def train_and_score(args: argparse.Namespace, run: Run, manifests: Sequence[Path
         numbers = ["--max_steps", steps, "--eval_steps", steps, "--batch_size", args.batch_size, "--seed", run.seed]
         resume = ["--resume"] if list(output.glob("checkpoint-*")) else []
         fonts = ["--fonts", *args.fonts] if args.fonts else []
-        step(output, [SCRIPTS / f"{script}.py", "--output_dir", output, *numbers, *options, *resume, *fonts])
+        config = ["--config", *args.config] if args.config else []
+        step(output, [SCRIPTS / f"{script}.py", "--output_dir", output, *numbers, *options, *resume, *fonts, *config])
         return output / "final"
 
     languages = ",".join(run.languages)
@@ -181,8 +185,7 @@ def train_and_score(args: argparse.Namespace, run: Run, manifests: Sequence[Path
     mclip = train("train_mclip", args.characters, ["--languages", languages])
     bank = folder / "bank"
     step(bank, [SCRIPTS / "build_prototype_bank.py", "--mclip", mclip, "--output", bank])
-    spotter = train("train_spotter", args.words, ["--bank", bank, *weights])
-    refiner = train("train_refiner", args.refiner_words, ["--spotter", spotter, *weights])
+    refiner = train("train_refiner", args.words, ["--bank", bank, "--joint", *weights])
     checkpoint = folder / "checkpoint"
     if not checkpoint.exists():
         assemble(RefinerModel.from_pretrained(refiner), folder / "partial")

@@ -125,8 +125,7 @@ def test_from_fonts_to_a_table(script, fonts, tmp_path, monkeypatch, capsys, req
         ran.append(Path(command[0]).stem)
         if len(ran) == 3:
             raise KeyboardInterrupt
-        small = {"train_mclip": ["--eval_samples", "4"], "train_spotter": ["--eval_words", "1"]}
-        small["train_refiner"] = small["train_spotter"]
+        small = {"train_mclip": ["--eval_samples", "4"], "train_refiner": ["--eval_words", "1"]}
         workers = ["--num_workers", "0"] if ran[-1] in small else []
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("mstr_hf.synthesis.fonts.discover_fonts", lambda languages, folders=(): fonts)
@@ -136,13 +135,13 @@ def test_from_fonts_to_a_table(script, fonts, tmp_path, monkeypatch, capsys, req
     monkeypatch.setattr(script, "run_script", run_here)
     monkeypatch.setattr(script, "discover_fonts", lambda languages, folders: fonts)
     monkeypatch.setattr(script, "SPEED_WORDS", 2)
-    sizes = ["--words", "4", "--refiner-words", "4", "--characters", "8", "--test-words", "3", "--batch-size", "4"]
+    sizes = ["--words", "4", "--characters", "8", "--test-words", "3", "--batch-size", "4"]
     command = ["--output", str(tmp_path), "--sets", "hi", "hi,en", "--seeds", "0", *sizes]
     monkeypatch.setattr(sys, "argv", ["language_scaling.py", *command])
     with pytest.raises(KeyboardInterrupt):
         script.main()
     script.main()
-    steps = ["train_mclip", "build_prototype_bank", "train_spotter", "train_refiner"]
+    steps = ["train_mclip", "build_prototype_bank", "train_refiner"]
     # The third step was stopped, so it was run again; what was done before was not.
     assert ran == [*steps[:2], steps[2], *steps[2:], *steps]
     results = json.loads((tmp_path / "results.json").read_text())
@@ -150,7 +149,7 @@ def test_from_fonts_to_a_table(script, fonts, tmp_path, monkeypatch, capsys, req
     assert results[0]["bank_rows"] < results[1]["bank_rows"] and results[0]["parameters"] == results[1]["parameters"]
     scores = results[1]["scores"]["synthetic"]
     assert {lang: score["n"] for lang, score in scores.items()} == {"hi": 3, "en": 3, "all": 6}
-    logs = [tmp_path / name / "seed-0" / "train_spotter" / "log.jsonl" for name in ("hi", "hi-en")]
+    logs = [tmp_path / name / "seed-0" / "train_refiner" / "log.jsonl" for name in ("hi", "hi-en")]
     steps_run = [max(json.loads(line).get("step", 0) for line in log.read_text().splitlines()) for log in logs]
     assert steps_run == [1, 2]  # as many words a language
     printed = capsys.readouterr().out
