@@ -266,6 +266,14 @@ def test_loss_is_ctc_and_alignment(spotter, images, labels, bank):
     assert torch.allclose(loss, ctc + expected)
 
 
+@pytest.mark.parametrize("wrong", [0, 1, TOKEN_OFFSET - 1, 10_000])
+def test_labels_that_are_no_characters_are_refused(spotter, images, labels, wrong):
+    spoilt = labels.clone()
+    spoilt[0, 0] = wrong
+    with pytest.raises(ValueError, match="leave start and end out"):
+        spotter(**images, labels=spoilt)
+
+
 def test_labels_of_right_to_left_words_are_put_in_the_order_of_the_frames(spotter, images, bank):
     def loss(text: str) -> float:
         ids = torch.tensor([[TOKEN_OFFSET + bank.row(character) for character in text]])

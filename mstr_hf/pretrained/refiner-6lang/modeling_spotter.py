@@ -385,6 +385,14 @@ class SpotterModel(SpotterPreTrainedModel):
         """Token ids in logical order to CTC classes in the order of the frames, from left to right."""
         present = labels != IGNORED
         rows = (labels - TOKEN_OFFSET).masked_fill(~present, 0)
+        # CTC would write where it must not. On a GPU, asking would make it wait at every step.
+        if rows.device.type == "cpu" and rows.numel() and not torch.compiler.is_compiling():
+            if rows.amin() < 0 or rows.amax() >= self.config.num_prototypes:
+                raise ValueError(
+                    f"labels hold a token id outside {TOKEN_OFFSET} to "
+                    f"{TOKEN_OFFSET + self.config.num_prototypes - 1}, those of characters: leave start and end out, "
+                    f"and pad with {IGNORED}"
+                )
         order = logical_order(self.head.directions[rows].masked_fill(~present, 0), present.sum(1))
         return (rows.gather(1, order) + 1).masked_fill(~present, 0)
 
