@@ -386,13 +386,12 @@ class SpotterModel(SpotterPreTrainedModel):
         present = labels != IGNORED
         rows = (labels - TOKEN_OFFSET).masked_fill(~present, 0)
         # CTC would write where it must not. On a GPU, asking would make it wait at every step.
-        if rows.device.type == "cpu" and rows.numel() and not torch.compiler.is_compiling():
-            if rows.amin() < 0 or rows.amax() >= self.config.num_prototypes:
-                raise ValueError(
-                    f"labels hold a token id outside {TOKEN_OFFSET} to "
-                    f"{TOKEN_OFFSET + self.config.num_prototypes - 1}, those of characters: leave start and end out, "
-                    f"and pad with {IGNORED}"
-                )
+        asked = rows.device.type == "cpu" and not torch.compiler.is_compiling()
+        if asked and not ((rows >= 0) & (rows < self.config.num_prototypes)).all():
+            raise ValueError(
+                f"labels hold a token id outside {TOKEN_OFFSET} to {TOKEN_OFFSET + self.config.num_prototypes - 1}, "
+                f"those of characters: leave start and end out, and pad with {IGNORED}"
+            )
         order = logical_order(self.head.directions[rows].masked_fill(~present, 0), present.sum(1))
         return (rows.gather(1, order) + 1).masked_fill(~present, 0)
 
