@@ -48,7 +48,7 @@ def _ramp(height: int, width: int, angle: float, rise: float, run: float) -> np.
     return np.asarray(ramp, np.float32)
 
 
-def _frame(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+def frame(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     """Draws the rim of a sign just inside the crop, or some of its sides: no bracket, bar or letter."""
     height, width = image.shape
     left, top, right, bottom = (round(height * rng.uniform(-0.12, 0.1)) for _ in range(4))
@@ -81,7 +81,7 @@ def compose(rng: np.random.Generator, mask: np.ndarray, neighbours: np.ndarray |
     back, ink = _levels(rng)
     image = paper(rng, height, width, back)
     if rng.random() < 0.08:
-        image = _frame(rng, image)
+        image = frame(rng, image)
     alpha = mask.astype(np.float32) / 255
     if neighbours is not None:
         image += (neighbours.astype(np.float32) / 255) * (ink - image)
@@ -125,11 +125,11 @@ def compose(rng: np.random.Generator, mask: np.ndarray, neighbours: np.ndarray |
     if colour < 0.18:
         fill = np.linspace(ink, ink + rng.uniform(-50, 50), height, dtype=np.float32)[:, None]
     elif colour < 0.25:
-        fill = _colours(rng, alpha, back, ink)
+        fill = colours(rng, alpha, back, ink)
     return image + alpha * (fill - image)
 
 
-def _colours(rng: np.random.Generator, alpha: np.ndarray, back: float, ink: float) -> np.ndarray:
+def colours(rng: np.random.Generator, alpha: np.ndarray, back: float, ink: float) -> np.ndarray:
     """Grey levels of ink, `[H, W]`, that differ from letter to letter, or, where letters join, from place to place."""
     height, width = alpha.shape
     side = 1 if ink > back else -1

@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 
-from mstr_hf.models.image_processing_mstr import MAX_RATIO, MSTRImageProcessor, load_image, resized_width
+from mstr_hf.models.image_processing_mstr import MAX_RATIO, MSTRImageProcessor, load_image, resize, resized_width
 
 PROCESSOR = MSTRImageProcessor()
 
@@ -442,3 +442,15 @@ def test_wrong_settings_are_refused(settings, error, message):
 def test_wrong_call_keyword_is_refused():
     with pytest.raises(TypeError, match="return_tensor"):
         PROCESSOR(word(), return_tensor="pt")
+
+
+def test_contrast_is_stretched_as_pillow_does():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        height, width = rng.integers(1, 60, 2)
+        grey, spread = rng.uniform(0, 255), rng.choice([0, 1, 10, 60])
+        pixels = rng.normal(grey, spread, (height, width)).clip(0, 255).astype(np.uint8)
+        pixels[rng.random(pixels.shape) < 0.01] = rng.integers(256)
+        image = Image.fromarray(pixels)
+        expected = np.asarray(ImageOps.autocontrast(image, cutoff=0.5))
+        assert np.array_equal(np.asarray(resize(image, int(width), int(height))), expected)

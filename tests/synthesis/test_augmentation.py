@@ -4,8 +4,10 @@ import pytest
 
 from mstr_hf.synthesis.augmentation import (
     bend,
+    colours,
     compose,
     degrade,
+    frame,
     legible,
     paper,
     random_homography,
@@ -177,3 +179,28 @@ def test_bending_moves_columns_up_and_down_only():
         assert np.allclose(ink[10:110], 8 * 255, rtol=0.1) and not ink[:10].any() and not ink[110:].any()
         rows = (bent * np.arange(80.0)[:, None]).sum(0)[10:110] / ink[10:110]
         assert 6 < rows.max() - rows.min() < 26 and np.abs(rows - 39.5).max() < 13
+
+
+@pytest.mark.parametrize(("back", "ink"), [(20.0, 200.0), (230.0, 90.0)])
+def test_letters_of_several_colours_stay_apart_from_the_paper(back, ink):
+    alpha = np.zeros((40, 160), np.float32)
+    for left in range(10, 150, 20):
+        alpha[8:32, left : left + 12] = 1
+    counts = []
+    for seed in range(20):
+        fill = colours(np.random.default_rng(seed), alpha, back, ink)
+        shades = np.broadcast_to(fill, alpha.shape)[alpha > 0]
+        assert np.all((shades - back) * np.sign(ink - back) >= 45)
+        counts.append(len(np.unique(shades)))
+    assert min(counts) > 1 and max(counts) == 7  # a shade for each letter
+
+
+def test_paper_without_room_for_shades_gets_one():
+    fill = colours(np.random.default_rng(0), np.ones((8, 8), np.float32), 80.0, 20.0)
+    assert fill.shape == () and fill == 20
+
+
+def test_the_rim_of_a_sign_leaves_its_middle_free():
+    for seed in range(50):
+        image = frame(np.random.default_rng(seed), np.full((60, 200), 100, np.float32))
+        assert np.all(image[12:48, 12:188] == 100)
