@@ -9,12 +9,11 @@ The language needs a charset (mstr_hf/charsets), fonts and a word list: see "Add
     rows         a row for each new character; old rows stay as they are
     before       reading of all languages with the rows only, and of the old ones without them
     tune         trains Spotter and Refiner together on words of the new language and, in part, of the old ones
-    average      mixes old and tuned weights, so that no old language loses much
-    after        reading of all languages after that
+    after        reading of all languages after tuning
     checkpoint   the new checkpoint with its card, ready for the Hub
 
 Each leaves its result in OUTPUT_DIR/STAGE.json. A run that was stopped goes on when it is started again; `--stage` runs
-one stage alone. Without steps of tuning, tune, average and after are left out.
+one stage alone. Without steps of tuning, tune and after are left out.
 """
 
 from __future__ import annotations
@@ -68,8 +67,8 @@ from mstr_hf.training.trainer import Batch, Trainer, TrainingArguments
 from mstr_hf.training.words import image_height, word_batches
 from mstr_hf.vocabulary import Vocabulary
 
-# Rows, tuning, averaging and evaluation draw other pictures, of the same word lists.
-ROW_SEED, EVALUATION_SEED, AVERAGE_SEED = 5, 6, 7
+# Rows, tuning and evaluation draw other pictures, of the same word lists.
+ROW_SEED, EVALUATION_SEED = 5, 6
 HELDOUT_SEVERITY = 0.6
 READ_AT_ONCE = 32
 # What the words drawn for evaluation are called, beside manifests by their names.
@@ -88,18 +87,11 @@ METRICS: dict[str, Callable[..., Score]] = {"wrr": wrr, "crr": crr, "script": sc
 # none, and at most so many times as often: the letters of both look alike, and telling them apart is what there is to
 # learn.
 POINTS_A_SHARE, MOST_SHARES = 5.0, 3.0
-# Points of WRR that an old language may lose: shares of the tuned weights are tried from the first on until none loses
-# more.
+# Per cent that an old language may lose before the run says so.
 TOLERATED_LOSS = 1.0
-SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
-# The stages that there are only with steps of tuning.
-TUNING = ("tune", "average", "after")
 
 Figures = dict[str, dict[str, Any]]
 """Figures by language: `n`, and for `spotter` and `refiner` WRR, CRR and script accuracy in per cent."""
-
-EvaluationWord = tuple[str, Any, str]
-"""Language, image or its path, and text."""
 
 
 @dataclass
@@ -154,7 +146,7 @@ class LanguageArguments:
             raise ValueError(f"--steps {self.steps}: give 0, for rows alone, or more")
         if self.stage is not None and self.stage not in STAGES:
             raise ValueError(f"--stage {self.stage}: use one of {', '.join(STAGES)}")
-        if self.stage in TUNING and not self.steps:
+        if self.stage in ("tune", "after") and not self.steps:
             raise ValueError(f"--stage {self.stage}: without --steps nothing is tuned")
 
 
@@ -276,19 +268,12 @@ class Run:
         known = {row.character for row in self.vocabulary.rows}
         return WordSynthesiser(self.fonts, sources, weights, split, severity, self.vocabulary.joiners, known)
 
-    def evaluation_words(self, seed: int, languages: Sequence[str]) -> list[EvaluationWord]:
-        """Words in fonts that training never sees."""
-        severity = HELDOUT_SEVERITY * self.args.severity
-        heldout = self.words("heldout", severity, dict.fromkeys(self.vocabulary.languages, 1.0))
-        drawn = {lang: draw(heldout, seed, lang, self.args.eval_words) for lang in languages}
-        return [(lang, word.image, word.text) for lang, words in drawn.items() for word in words]
-
     def tuned(self) -> RefinerModel:
         """The checkpoint after tuning; with the new rows only if there was none."""
         source = self.args.checkpoint
         if self.args.steps:
-            self.needed("average")
-            source = str(self.folder / "average")
+            self.needed("tune")
+            source = str(self.folder / "tune/final")
         model = RefinerModel.from_pretrained(source, dtype=torch.float32)
         self.extend(model)
         model.config.freeze_spotter = self.model.config.freeze_spotter
@@ -489,53 +474,6 @@ def word_shares(before: dict[str, Any], old: Sequence[str], new: str, replay: fl
     return {lang: replay * weight / total for lang, weight in weights.items()} | {new: 1 - replay}
 
 
-def average_stage(run: Run) -> dict[str, Any]:
-    """Puts the mean of old and tuned weights into `average` (Wortsman et al., Robust fine-tuning, 2022).
-
-    It takes as much of the tuned ones as costs no old language more than `TOLERATED_LOSS`, on words that no other stage
-    reads; where every share costs more, the one whose greatest loss is least.
-    """
-    run.needed("tune")
-    old = run.old_bank.all_languages
-    words = run.evaluation_words(AVERAGE_SEED, run.vocabulary.languages)
-    before = score(run, run.model, [word for word in words if word[0] in old])
-    first = copy.deepcopy(run.model)
-    run.extend(first)
-    tuned = RefinerModel.from_pretrained(run.folder / "tune/final", dtype=torch.float32)
-    run.extend(tuned)
-    tried: dict[float, tuple[float, Figures]] = {}
-    for share in SHARES:
-        mixed = score(run, average(first, tuned, share), words)
-        losses = {lang: before[lang]["refiner"]["wrr"] - mixed[lang]["refiner"]["wrr"] for lang in old}
-        worst = max(losses, key=lambda lang: losses[lang])
-        tried[share] = losses[worst], mixed
-        new = mixed[run.args.lang]["refiner"]["wrr"]
-        print(f"{share:.0%} of the tuned weights: {run.args.lang} {new}; {worst} loses {losses[worst]:.1f}", flush=True)
-        if losses[worst] <= TOLERATED_LOSS:
-            break
-    share = choose_share({share: loss for share, (loss, _) in tried.items()})
-    model = average(first, tuned, share)
-    model.config.freeze_spotter = run.model.config.freeze_spotter
-    model.save_pretrained(run.folder / "average")
-    return {"share": share, "before": before, "tried": {str(share): found for share, (_, found) in tried.items()}}
-
-
-def choose_share(losses: dict[float, float]) -> float:
-    """The share whose greatest loss is tolerated, the first of several; if none is, the one whose loss is least."""
-    return min(losses, key=lambda share: max(TOLERATED_LOSS, losses[share]))
-
-
-def average(first: RefinerModel, second: RefinerModel, share: float) -> RefinerModel:
-    """A model with the weights of both, so much of the second's, which have the same bank."""
-    mixed = copy.deepcopy(second).eval()
-    weights = first.state_dict()
-    with torch.no_grad():
-        for name, weight in mixed.state_dict().items():
-            if weight.is_floating_point():
-                weight.lerp_(weights[name], 1 - share)
-    return mixed
-
-
 def after_stage(run: Run) -> dict[str, Any]:
     """Reads all languages after tuning."""
     before = run.needed("before")
@@ -617,19 +555,25 @@ def evaluate(run: Run, model: RefinerModel, languages: Sequence[str]) -> dict[st
     Returns:
         Figures by language, for `synthetic` and for each manifest by its name.
     """
-    sets = {SYNTHETIC: run.evaluation_words(EVALUATION_SEED, languages)}
+    args = run.args
+    heldout = run.words("heldout", HELDOUT_SEVERITY * args.severity, dict.fromkeys(run.vocabulary.languages, 1.0))
+    sets: dict[str, list[tuple[str, Any, str]]] = {
+        SYNTHETIC: [
+            (lang, word.image, word.text)
+            for lang in languages
+            for word in draw(heldout, EVALUATION_SEED, lang, args.eval_words)
+        ]
+    }
     for name, records in run.manifests.items():
         sets[name] = [(record.lang, record.path, record.text) for record in records if record.lang in languages]
-    return {name: score(run, model, words) for name, words in sets.items()}
-
-
-def score(run: Run, model: RefinerModel, words: Sequence[EvaluationWord]) -> Figures:
-    """Reads words; figures by language."""
-    readings = read(run, model, [image for _, image, _ in words])
-    return {
-        lang: figures([(r, text) for r, (own, _, text) in zip(readings, words, strict=True) if own == lang])
-        for lang in dict.fromkeys(lang for lang, *_ in words)
-    }
+    report = {}
+    for name, words in sets.items():
+        readings = read(run, model, [image for _, image, _ in words])
+        report[name] = {
+            lang: figures([(r, text) for r, (own, _, text) in zip(readings, words, strict=True) if own == lang])
+            for lang in dict.fromkeys(lang for lang, *_ in words)
+        }
+    return report
 
 
 def read(run: Run, model: RefinerModel, images: Sequence[Any]) -> list[dict[str, Any]]:
@@ -701,8 +645,7 @@ def card(run: Run, states: dict[str, dict[str, Figures]], parameters: tuple[int,
         shares = ", ".join(f"{lang} {share:.0%}" for lang, share in run.needed("tune")["shares"].items())
         tuning = (
             f"Then came {args.steps:,} steps of training with {args.batch_size} synthetic words each: {shares}. An old "
-            "language got the more, the more of its synthetic words in the table below the new rows alone lose. "
-            f"The weights are {run.needed('average')['share']:.0%} of that training and, for the rest, {base}'s."
+            "language got the more, the more of its synthetic words in the table below are lost with the new rows only."
         )
     return f"""---
 {data.to_yaml()}
@@ -752,13 +695,12 @@ STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {
     "rows": rows_stage,
     "before": before_stage,
     "tune": tune_stage,
-    "average": average_stage,
     "after": after_stage,
     "checkpoint": checkpoint_stage,
 }
 
 # What a stage leaves beside its result.
-_FOLDERS = {"rows": "rows", "tune": "tune/final", "average": "average", "checkpoint": "checkpoint"}
+_FOLDERS = {"rows": "rows", "tune": "tune/final", "checkpoint": "checkpoint"}
 # The options that make a stage's result what it is.
 _FONTS = ("lang", "fonts", "faces", "words", "characters")
 _ROWS = (*_FONTS, "checkpoint", "weights", "rows", "mclip", "mclip_weights", "row_words", "row_crops", "severity")
@@ -769,7 +711,6 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "rows": _ROWS,
     "before": (*_ROWS, *_EVALUATION),
     "tune": _TUNING,
-    "average": (*_TUNING, "eval_words"),
     "after": (*_TUNING, *_EVALUATION),
     "checkpoint": (*_TUNING, *_EVALUATION),
 }
@@ -789,7 +730,7 @@ def main() -> None:
         if args.steps:
             run.result("tune")  # before others are made anew
         for stage in [args.stage] if args.stage else STAGES:
-            if stage in TUNING and not args.steps:
+            if stage in ("tune", "after") and not args.steps:
                 continue
             if run.result(stage) is not None:
                 print(f"-- {stage}: done before, in {run.folder / stage}.json")
