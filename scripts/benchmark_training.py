@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="default: 64")
     parser.add_argument("--steps", type=int, default=3, metavar="N", help="steps that are timed (default: 3)")
     parser.add_argument("--fonts", nargs="*", default=[], help="folders with fonts beside the system's")
-    parser.add_argument("--device", default="cpu", help="cpu, or a GPU such as cuda (default: cpu)")
+    parser.add_argument("--device", default="cpu", help="cpu, or a GPU such as cuda:0 (default: cpu)")
     parser.add_argument("--peer", help=argparse.SUPPRESS)  # what this script is asked for in the other environment
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -127,7 +127,7 @@ def clock(device: str) -> float:
     """Seconds: of processor time on a CPU, of time on a GPU, when it has done what it was told."""
     if device == "cpu":
         return time.process_time()
-    torch.cuda.synchronize()
+    torch.cuda.synchronize(device)
     return time.perf_counter()
 
 

@@ -13,6 +13,8 @@ import numpy as np
 MIN_CONTRAST = 28.0
 # Distance of ink from paper in standard deviations within them, below which nobody reads the word.
 MIN_SEPARATION = 0.8
+# Of the effects that `compose` draws one from, 0 to 1: from here on there is none.
+PLAIN = 0.37
 
 
 def paper(rng: np.random.Generator, height: int, width: int, level: float) -> np.ndarray:
@@ -51,11 +53,11 @@ def _ramp(height: int, width: int, angle: float, rise: float, run: float) -> np.
 def frame(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     """Draws the rim of a sign just inside the crop, or some of its sides: no bracket, bar or letter."""
     height, width = image.shape
-    left, top, right, bottom = (round(height * rng.uniform(-0.12, 0.1)) for _ in range(4))
+    left, top, right, bottom = (round(min(height, width) * rng.uniform(-0.12, 0.1)) for _ in range(4))
     level = float(np.clip(image.mean() + rng.choice([-1, 1]) * rng.uniform(30, 140), 0, 255))
     thickness = max(1, round(height * rng.uniform(0.015, 0.06)))
     corners = (left, top), (width - 1 - right, height - 1 - bottom)
-    return cv2.rectangle(image, *corners, level, thickness, cv2.LINE_AA)
+    return cv2.rectangle(image, *corners, level, thickness)
 
 
 def _levels(rng: np.random.Generator) -> tuple[float, float]:
@@ -104,17 +106,18 @@ def compose(rng: np.random.Generator, mask: np.ndarray, neighbours: np.ndarray |
         reach = max(map(abs, end))
         kernel = cv2.line(np.zeros((2 * reach + 1, 2 * reach + 1), np.uint8), (reach, reach),
                           (reach + end[0], reach + end[1]), 1)  # fmt: skip
-        side = ink + (1 if rng.random() < 0.5 else -1) * rng.uniform(35, 130)
+        brighter = ink < 35 or (ink < 220 and rng.random() < 0.5)  # where there is room
+        side = ink + (1 if brighter else -1) * rng.uniform(35, 130)
         image += cv2.dilate(alpha, kernel) * (float(np.clip(side, 0, 255)) - image)
     elif effect < 0.34:
         # Lit letters: light around them, whether they are lit themselves or stand before it.
-        light = max(back, ink) + rng.uniform(0, 60)
+        light = ink if ink > back else back + rng.uniform(0, 60)
         reach = max(1, round(height * rng.uniform(0.01, 0.08)))
         glow = cv2.dilate(alpha, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8))
         glow = cv2.GaussianBlur(glow, (0, 0), height * rng.uniform(0.03, 0.15))
         strength = rng.uniform(0.2, 0.7) if ink > back else rng.uniform(0.4, 1.0)
         image += strength * glow * (min(255.0, light) - image)
-    elif effect < 0.37:
+    elif effect < PLAIN:
         # Hollow letters: only the rim is painted.
         reach = max(1, round(height * 0.025))
         rim = alpha - cv2.erode(alpha, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8))
@@ -124,13 +127,23 @@ def compose(rng: np.random.Generator, mask: np.ndarray, neighbours: np.ndarray |
     colour = rng.random()
     if colour < 0.18:
         fill = np.linspace(ink, ink + rng.uniform(-50, 50), height, dtype=np.float32)[:, None]
-    elif colour < 0.25:
+    elif colour < 0.28 and effect >= PLAIN:  # else a letter might have the shade of what is around it
         fill = colours(rng, alpha, back, ink)
     return image + alpha * (fill - image)
 
 
 def colours(rng: np.random.Generator, alpha: np.ndarray, back: float, ink: float) -> np.ndarray:
-    """Grey levels of ink, `[H, W]`, that differ from letter to letter, or, where letters join, from place to place."""
+    """Grey levels of ink that differ from letter to letter or, as where letters join, from place to place.
+
+    Args:
+        rng: Source of randomness.
+        alpha: Coverage, float32 `[H, W]`, 0 to 1.
+        back: Grey level of the paper.
+        ink: Grey level of the ink, on the side of which all shades lie.
+
+    Returns:
+        float32, `[H, W]` or what broadcasts to it; the ink's level alone where there is no room for others.
+    """
     height, width = alpha.shape
     side = 1 if ink > back else -1
     far = 255.0 if side > 0 else 0.0
@@ -140,7 +153,7 @@ def colours(rng: np.random.Generator, alpha: np.ndarray, back: float, ink: float
     if rng.random() < 0.6:
         _, letters = cv2.connectedComponents((alpha > 0.3).astype(np.uint8))
         shades = rng.uniform(low, high, letters.max() + 1).astype(np.float32)
-        return cv2.dilate(shades[letters] * (letters > 0), np.ones((3, 3), np.uint8))
+        return np.where(letters > 0, shades[letters], np.float32(ink))
     bounds = np.cumsum(rng.uniform(0.4, 1.4, 1 + int(width / (0.4 * height))) * height)
     shades = rng.uniform(low, high, len(bounds) + 1).astype(np.float32)
     return shades[np.searchsorted(bounds, np.arange(width))][None]

@@ -136,7 +136,9 @@ def test_from_fonts_to_a_table(script, fonts, tmp_path, monkeypatch, capsys, req
     monkeypatch.setattr(script, "discover_fonts", lambda languages, folders: fonts)
     monkeypatch.setattr(script, "SPEED_WORDS", 2)
     sizes = ["--words", "4", "--characters", "8", "--test-words", "3", "--batch-size", "4"]
-    command = ["--output", str(tmp_path), "--sets", "hi", "hi,en", "--seeds", "0", *sizes]
+    config = tmp_path / "small.yaml"
+    config.write_text("learning_rate: 2.0e-3\nrefiner: {architecture: {hidden_size: 64}}\n")
+    command = ["--output", str(tmp_path), "--sets", "hi", "hi,en", "--seeds", "0", *sizes, "--config", str(config)]
     monkeypatch.setattr(sys, "argv", ["language_scaling.py", *command])
     with pytest.raises(KeyboardInterrupt):
         script.main()
@@ -152,6 +154,8 @@ def test_from_fonts_to_a_table(script, fonts, tmp_path, monkeypatch, capsys, req
     logs = [tmp_path / name / "seed-0" / "train_refiner" / "log.jsonl" for name in ("hi", "hi-en")]
     steps_run = [max(json.loads(line).get("step", 0) for line in log.read_text().splitlines()) for log in logs]
     assert steps_run == [1, 2]  # as many words a language
+    shape = json.loads((tmp_path / "hi/seed-0/train_refiner/final/config.json").read_text())
+    assert shape["text_config"]["hidden_size"] == 64  # as the config has it
     printed = capsys.readouterr().out
     assert "Hindi, synthetic, 1 to 2 languages: no conclusion may be drawn: WRR below 25." in printed
     assert (tmp_path / "table.md").read_text(encoding="utf-8") in printed and (tmp_path / "plot.svg").exists()
@@ -167,6 +171,11 @@ def test_from_fonts_to_a_table(script, fonts, tmp_path, monkeypatch, capsys, req
     again = json.loads((tmp_path / "results.json").read_text())
     assert again[0]["scores"]["words"] == again[0]["scores"]["synthetic"] == results[0]["scores"]["synthetic"]
     assert again[0]["words_per_second"] == results[0]["words_per_second"]
+    config.write_text("learning_rate: 1.0e-3\n")
+    with pytest.raises(SystemExit):
+        script.main()
+    assert "holds an experiment with other options" in capsys.readouterr().err
+    config.write_text("learning_rate: 2.0e-3\nrefiner: {architecture: {hidden_size: 64}}\n")
     monkeypatch.setattr(sys, "argv", ["language_scaling.py", *command, "--words", "5"])
     with pytest.raises(SystemExit):
         script.main()

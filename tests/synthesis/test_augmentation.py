@@ -185,13 +185,14 @@ def test_bending_moves_columns_up_and_down_only():
 def test_letters_of_several_colours_stay_apart_from_the_paper(back, ink):
     alpha = np.zeros((40, 160), np.float32)
     for left in range(10, 150, 20):
+        alpha[7:33, left - 1 : left + 13] = 0.2  # soft edges
         alpha[8:32, left : left + 12] = 1
     counts = []
     for seed in range(20):
         fill = colours(np.random.default_rng(seed), alpha, back, ink)
-        shades = np.broadcast_to(fill, alpha.shape)[alpha > 0]
-        assert np.all((shades - back) * np.sign(ink - back) >= 45)
-        counts.append(len(np.unique(shades)))
+        shades = np.broadcast_to(fill, alpha.shape)
+        assert np.all((shades[alpha > 0] - back) * np.sign(ink - back) >= 45)
+        counts.append(len(np.unique(shades[alpha == 1])))
     assert min(counts) > 1 and max(counts) == 7  # a shade for each letter
 
 
@@ -201,6 +202,11 @@ def test_paper_without_room_for_shades_gets_one():
 
 
 def test_the_rim_of_a_sign_leaves_its_middle_free():
-    for seed in range(50):
-        image = frame(np.random.default_rng(seed), np.full((60, 200), 100, np.float32))
-        assert np.all(image[12:48, 12:188] == 100)
+    for width in (200, 10):
+        drawn = 0
+        for seed in range(50):
+            image = frame(np.random.default_rng(seed), np.full((60, width), 100, np.float32))
+            inset = 60 // 5 if width == 200 else 4
+            assert np.all(image[inset : 60 - inset, inset : width - inset] == 100)
+            drawn += bool(np.any(np.abs(image - 100) >= 30))
+        assert drawn > 40
