@@ -277,7 +277,7 @@ def degrade(rng: np.random.Generator, image: np.ndarray, severity: float) -> np.
         start, end = (int(ends[0]), int(ends[1])), (int(ends[2]), int(ends[3]))
         image = cv2.line(image.copy(), start, end, float(rng.uniform(0, 255)), thickness, cv2.LINE_AA)
     if happens(0.45):  # defocus
-        image = cv2.GaussianBlur(image, (0, 0), height * rng.uniform(0.008, 0.012 + 0.045 * severity))
+        image = cv2.GaussianBlur(image, (0, 0), height * rng.uniform(0.008, 0.012 + 0.065 * severity))
     if happens(0.15):  # motion
         length = max(2, round(height * rng.uniform(0.04, 0.06 + 0.16 * severity)))
         kernel = np.zeros((length, length), np.float32)
