@@ -1,6 +1,8 @@
 """The command line: `mstr read` and the other verbs that `mstr --help` lists."""
 
 import argparse
+import atexit
+import gc
 import glob
 import io
 import json
@@ -54,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 all done, 1 some inputs failed, 2 nothing could be done.
     """
     arguments = _parser().parse_args(argv)
+    # Else the end of the process waits most of a second for the garbage collector to look through all modules.
+    atexit.register(gc.freeze)
     try:
         return arguments.run(arguments)
     except CommandError as error:

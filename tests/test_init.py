@@ -29,6 +29,13 @@ def test_every_public_name_is_there():
         assert getattr(mstr_hf, name).__module__.startswith("mstr_hf.")
 
 
+def test_import_leaves_the_garbage_collector_as_it_was():
+    code = "import gc; gc.{}(); import mstr_hf; print(gc.isenabled())"
+    for state, enabled in (("enable", "True"), ("disable", "False")):
+        done = subprocess.run([sys.executable, "-c", code.format(state)], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == enabled
+
+
 def test_import_loads_neither_training_nor_what_the_extras_install():
     code = "import json, sys, mstr_hf; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
