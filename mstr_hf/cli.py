@@ -22,7 +22,7 @@ from transformers import AutoModel, AutoProcessor
 from transformers.utils import logging
 
 from mstr_hf.hub import cache
-from mstr_hf.reading import Reading, read_images, reading_dtype
+from mstr_hf.reading import Reading, read_images, reading_dtype, visible_files
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """What is read of a folder."""
@@ -269,8 +269,11 @@ def _languages(text: str) -> list[str]:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    from mstr_hf.data import evaluation_sets, lmdb, manifest
-    from mstr_hf.data.arrow import Totals
+    try:
+        from mstr_hf.data import evaluation_sets, lmdb, manifest
+        from mstr_hf.data.arrow import Totals
+    except ImportError as error:
+        raise CommandError(f"{error}: install the extra data: pip install 'mstr_hf[data]'") from error
 
     options = {key: value for key, value in vars(arguments).items() if key not in ("run", "form")}
     converters: dict[str, Callable[..., Any]] = {
@@ -318,7 +321,11 @@ def _demo(arguments: argparse.Namespace) -> int:
         from mstr_hf.hub.demo import Demo
     except ImportError as error:
         raise CommandError(f"{error}: install the extra demo: pip install 'mstr_hf[demo]'") from error
-    Demo(arguments.model or str(cache.CHECKPOINT)).launch(server_name="127.0.0.1", server_port=arguments.port)
+    try:
+        demo = Demo(arguments.model or str(cache.CHECKPOINT))
+        demo.launch(server_name="127.0.0.1", server_port=arguments.port)
+    except (ValueError, OSError) as error:  # no such model, a port that is taken
+        raise CommandError(_one_line(error)) from error
     return 0
 
 
@@ -487,11 +494,15 @@ def _read_photographs(
         progress.update()
         try:
             photograph = detection.open_photograph(path)
-            found = detector.find(photograph) if detector else (boxes or {}).get(path.resolve(), [])
-            if not found:
-                raise ValueError(f"{path}: no words {'found' if detector else f'in {arguments.boxes}'}")
         except ValueError as error:
             yield path, error
+            continue
+        try:
+            found = detector.find(photograph) if detector else (boxes or {}).get(path.resolve(), [])
+            if not found:
+                raise ValueError(f"no words {'found' if detector else f'in {arguments.boxes}'}")
+        except ValueError as error:
+            yield path, ValueError(f"{path}: {error}")
             continue
         crops = [detection.cut_out(photograph, box) for box in found]
         words = list(reader.read(crops, arguments.batch_size, arguments.alternatives))
@@ -511,8 +522,8 @@ def _read_photographs(
 def _find_images(argument: str) -> list[Path]:
     """Lists the images that an argument stands for, sorted; folders are searched through and through."""
     if os.path.isdir(argument):
-        files = Path(argument).rglob("[!.]*")
-        return sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+        files = visible_files(Path(argument))
+        return [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     if os.path.exists(argument):
         return [Path(argument)]
     # A quoted pattern, or one that the shell has no match for.

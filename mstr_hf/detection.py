@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
+
+from mstr_hf.models.image_processing_mstr import load_image, upright
 
 RIGHT_TO_LEFT = ("Arab", "Hebr")
 
@@ -21,6 +23,9 @@ _WORD_GAP = 0.2
 _GAP_RATIO = 1.5
 # Ink in a column, of its height; what is less is noise.
 _LEAST_INK = 0.02
+# Longer side of a photograph in shorter ones, up to which it is searched: the detector, which resizes to the shorter
+# one, runs out of memory, or fails, on slivers.
+_MAX_RATIO = 20
 
 
 class Detector:
@@ -43,8 +48,17 @@ class Detector:
 
         Returns:
             Quadrilaterals `[4, 2]` in pixels: upper left, upper right, lower right, lower left corner of each word.
+
+        Raises:
+            ValueError: If it cannot be searched.
         """
-        lines = self._detect(np.asarray(photograph)[..., ::-1]).boxes
+        if max(photograph.size) > _MAX_RATIO * min(photograph.size):
+            size = "{} x {}".format(*photograph.size)
+            raise ValueError(f"{size} pixels: give an image with no side over {_MAX_RATIO} times as long as the other")
+        try:
+            lines = self._detect(np.asarray(photograph)[..., ::-1]).boxes
+        except Exception as error:  # the detector's own, which must not end a run over many photographs
+            raise ValueError(f"words cannot be looked for ({' '.join(str(error).split())})") from error
         return [word for line in (() if lines is None else lines) for word in split_line(photograph, np.array(line))]
 
 
@@ -56,7 +70,9 @@ def open_photograph(path: str | os.PathLike[str]) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            # Pillow's own conversion of these would show nothing but black or white.
+            special = image.has_transparency_data or image.mode[0] in "IF"
+            return (load_image(os.fspath(path)) if special else upright(image)).convert("RGB")
     except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over.
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise ValueError(f"{os.fspath(path)}: cannot be read ({reason}), give a complete image file") from error

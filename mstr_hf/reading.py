@@ -16,6 +16,14 @@ Reading: TypeAlias = dict[str, Any]
 _WINDOW = 16  # batches that are sorted by width together; their readings come out together
 
 
+def visible_files(folder: Path) -> list[Path]:
+    """All files of a folder and of those in it, sorted; not hidden ones, nor what lies in hidden folders."""
+    found = (path for path in folder.rglob("[!.]*") if path.is_file())
+    return sorted(
+        path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
 def reading_dtype(device: str) -> torch.dtype:
     """What to load a model in: bfloat16 on processors that compute in it, which takes a third of the time off, or else
     float32.

@@ -134,8 +134,8 @@ def export(model: str | None, folder: Path, int8: bool) -> None:
 
 
 def texts_of(readings: Iterable[Any]) -> list[str]:
-    """Texts of what could be read."""
-    return [reading["text"] for reading in readings if not isinstance(reading, ValueError)]
+    """Texts of readings; of what could not be read, none."""
+    return ["" if isinstance(reading, ValueError) else reading["text"] for reading in readings]
 
 
 def doctr(arch: str) -> Callable[[argparse.Namespace], Read]:
@@ -547,7 +547,8 @@ def benchmark(arguments: argparse.Namespace, paths: Sequence[str]) -> dict[str, 
     options += ["--exports", exports.name]
     chosen = [name for name in arguments.systems or SYSTEMS if arguments.device == "cpu" or name not in WITHOUT_GPU]
     start = start_up(paths[0], arguments) if "mstr" in chosen else None
-    references = {record["filename"]: record["gt_text"] for record in records}
+    there = {Path(path).name for path in paths}
+    references = {record["filename"]: record["gt_text"] for record in records if record["filename"] in there}
     rows, missing, accuracy = [], {}, {}
     for threads in arguments.threads:
         workers = []

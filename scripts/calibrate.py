@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm.auto import tqdm
 
-from mstr_hf.charsets import load_charsets
 from mstr_hf.models.configuration_refiner import RefinerConfig
 from mstr_hf.models.configuration_spotter import SpotterConfig
 from mstr_hf.models.modeling_refiner import RefinerModel
@@ -29,7 +28,7 @@ from mstr_hf.synthesis.synthetic_words import SyntheticWord, WordSynthesiser
 from mstr_hf.synthesis.words import load_words
 from mstr_hf.training.trainer import Batch, to_device
 from mstr_hf.training.words import collate, image_height, model_pixels
-from mstr_hf.vocabulary import Vocabulary, build_vocabulary
+from mstr_hf.vocabulary import Vocabulary
 
 # Words like those of the trainers' evaluation; its own, of seed 1, have chosen the checkpoint.
 SEED = 2
@@ -94,7 +93,7 @@ def main() -> None:
     model = RefinerModel.from_pretrained(args.model).eval()
     config = model.config
     languages = model.get_bank().all_languages
-    vocabulary = build_vocabulary(load_charsets(languages))
+    vocabulary = Vocabulary.from_bank(model.get_bank())
     synthesiser = WordSynthesiser(
         discover_fonts(languages, args.fonts),
         {lang: load_words(lang) for lang in languages},

@@ -19,10 +19,14 @@ from pathlib import Path
 
 WEIGHT = "0.1"
 LOSSES = {
-    "contrastive": [],
-    "with-arcface": ["--arcface_weight", WEIGHT],
-    "with-subtype": ["--subtype_weight", WEIGHT],
-    "with-both": ["--arcface_weight", WEIGHT, "--subtype_weight", WEIGHT],
+    # Weights are always said, or those of a config would be in every way.
+    name: ["--arcface_weight", arcface, "--subtype_weight", subtype]
+    for name, arcface, subtype in (
+        ("contrastive", "0", "0"),
+        ("with-arcface", WEIGHT, "0"),
+        ("with-subtype", "0", WEIGHT),
+        ("with-both", WEIGHT, WEIGHT),
+    )
 }
 
 
@@ -32,14 +36,9 @@ def main() -> None:
     parser.add_argument("what", choices=["losses", "prefixes"])
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for all runs and comparison.md")
     parser.add_argument("--simulator", help="of prefixes: fitted simulator of the Spotter's errors")
-    parser.add_argument("--languages", default="en,hi,bn,ta,te,ar", help="of losses: what mCLIP learns")
     arguments, options = parser.parse_known_args()
-    if "--time_limit" in options:
-        parser.error("--time_limit: all ways are trained to their end, or nothing is compared; stop and go on instead")
     ways: Mapping[str, Sequence[str]] = LOSSES
-    if arguments.what == "losses":
-        options += ["--languages", arguments.languages]
-    else:
+    if arguments.what == "prefixes":
         if not arguments.simulator:
             parser.error("prefixes: name a --simulator (scripts/fit_simulator.py makes one)")
         ways = {"real": [], "simulated": ["--simulator", arguments.simulator]}
@@ -47,20 +46,23 @@ def main() -> None:
     results = {}
     for way, own in ways.items():
         folder = arguments.output_dir / way
-        train(script, "--output_dir", str(folder), "--resume", "true", *options, *own)
+        train(script, folder, *options, *own)
         results[way] = last_figures(folder)
         if arguments.what == "losses":
-            results[way] |= bank_figures(folder / "final", arguments.languages)
+            results[way] |= bank_figures(folder / "final")
     report = table(results)
     (arguments.output_dir / "comparison.md").write_text(report, encoding="utf-8")
     print(report, end="")
 
 
-def train(script: str, *options: str) -> None:
-    """Runs a trainer in a process of its own."""
-    done = subprocess.run([sys.executable, Path(__file__).with_name(f"{script}.py"), *options])
+def train(script: str, folder: Path, *options: str) -> None:
+    """Runs a trainer in a process of its own, to its end."""
+    command = [sys.executable, str(Path(__file__).with_name(f"{script}.py")), *options]
+    done = subprocess.run([*command, "--output_dir", str(folder), "--resume", "true"])
     if done.returncode:
         sys.exit(done.returncode)
+    if not (folder / "final").exists():
+        sys.exit(f"{folder}: stopped by its time_limit; give the same command again to go on")
 
 
 def last_figures(folder: Path) -> dict[str, float]:
@@ -75,16 +77,13 @@ def last_figures(folder: Path) -> dict[str, float]:
     return figures
 
 
-def bank_figures(mclip: Path, languages: str) -> dict[str, float]:
+def bank_figures(mclip: Path) -> dict[str, float]:
     """How the rows lie that a trained mCLIP makes."""
-    from mstr_hf.charsets import load_charsets
     from mstr_hf.models.modeling_mclip import MCLIPModel
     from mstr_hf.training.bank_report import bank_statistics
-    from mstr_hf.training.mclip import text_bank
-    from mstr_hf.vocabulary import build_vocabulary
+    from mstr_hf.training.mclip import text_bank, vocabulary_of
 
-    vocabulary = build_vocabulary(load_charsets(languages.split(",")))
-    return bank_statistics(text_bank(MCLIPModel.from_pretrained(mclip).eval(), vocabulary))
+    return bank_statistics(text_bank(MCLIPModel.from_pretrained(mclip).eval(), vocabulary_of(str(mclip))))
 
 
 def table(results: Mapping[str, Mapping[str, float]]) -> str:

@@ -11,12 +11,14 @@ not have been trained on it.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from mstr_hf.charsets import load_charset, subtype_of
+from mstr_hf.charsets import CharsetError, load_charset, subtype_of
 from mstr_hf.models.modeling_mclip import MCLIPModel
 from mstr_hf.models.prototype_bank import PrototypeBank
 from mstr_hf.synthesis.characters import CharacterSynthesiser
@@ -42,7 +44,10 @@ def main() -> None:
     args = parser.parse_args()
 
     bank = PrototypeBank.from_pretrained(args.bank)
-    rows = wanted_rows(bank, args.data)
+    try:
+        rows = wanted_rows(bank, args.data)
+    except CharsetError as error:
+        parser.error(f"--data: {error}")
     if not rows:
         parser.error("nothing to add: the bank has all characters of these labels")
     model = MCLIPModel.from_pretrained(args.mclip).eval()
@@ -51,6 +56,16 @@ def main() -> None:
     for row in missing:
         print(f"left out: no font draws {row.character!r} U+{ord(row.character):04X}: install one and run this again")
     rows = [row for row in rows if row not in missing]
+    # A language that is new to the bank has, of the bank's characters, those of its charset.
+    for lang in sorted({lang for row in rows for lang in row.languages} - set(bank.all_languages)):
+        known = [place for place, one in enumerate(bank.characters) if one in load_charset(lang).characters]
+        bank = bank.extend(
+            bank.prototypes[known],
+            [bank.characters[place] for place in known],
+            [bank.subtypes[place] for place in known],
+            [bank.scripts[place] for place in known],
+            [(lang,)] * len(known),
+        )
     extended = bank.extend(
         vectors,
         [row.character for row in rows],
@@ -63,14 +78,24 @@ def main() -> None:
 
 
 def wanted_rows(bank: PrototypeBank, data: list[str]) -> list[Row]:
-    """Rows of the characters that labels have and the bank lacks; not of spaces and control characters."""
+    """Rows of the characters that labels have and the bank lacks; not of spaces and control characters.
+
+    Raises:
+        CharsetError: If labels are in a language that has no charset.
+    """
+    vocabulary = Vocabulary.from_bank(bank)
+    words = [RealWords(data, vocabulary)]
+    if both := [path for path in data if (Path(path) / "validation").is_dir()]:
+        words.append(RealWords(both, vocabulary, split="validation"))
     rows: dict[str, Row] = {}
-    for lang, counts in RealWords(data, Vocabulary.from_bank(bank)).outside.items():
+    for lang, counts in (item for part in words for item in part.outside.items()):
         for character in sorted(counts):
             subtype = subtype_of(character)
-            if subtype is not None and character not in rows:
-                script = load_charset(lang).script if unicodedata.category(character)[0] in "LM" else COMMON_SCRIPT
-                rows[character] = Row(character, subtype, script, (lang,))
+            if subtype is None:
+                continue
+            script = load_charset(lang).script if unicodedata.category(character)[0] in "LM" else COMMON_SCRIPT
+            row = rows.get(character, Row(character, subtype, script, ()))
+            rows[character] = dataclasses.replace(row, languages=tuple(dict.fromkeys((*row.languages, lang))))
     return list(rows.values())
 
 

@@ -26,7 +26,7 @@ from mstr_hf.models.modeling_spotter import SpotterModel
 from mstr_hf.models.prototype_bank import PrototypeBank
 from mstr_hf.training.arguments import TrainingArguments, parse_arguments
 from mstr_hf.training.finish import finish
-from mstr_hf.training.trainer import Batch, Trainer
+from mstr_hf.training.trainer import WAIT, Batch, Trainer
 from mstr_hf.training.words import (
     WordArguments,
     WordData,
@@ -82,7 +82,8 @@ def main() -> None:
 
     with torch.no_grad():
         start = refined_accuracy(model.eval(), words.heldout, words.vocabulary)
-    PartialState().print("the checkpoint:", "  ".join(f"{name} {value:.4f}" for name, value in start.items()))
+    figures = "  ".join(f"{name} {value:.4f}" for name, value in start.items())
+    PartialState(timeout=WAIT).print("the checkpoint:", figures)
     options = [data, checkpoint]
     model.config.freeze_spotter = True  # while the Refiner is trained, after it
     model.spotter.requires_grad_(True)
@@ -95,7 +96,7 @@ def main() -> None:
     if not trainer.accelerator.is_main_process:
         return
     trainer.output_dir = Path(args.output_dir)
-    trainer.bare = best
+    trainer.bare = best.requires_grad_(True)  # as one stage or the other has trained all of it
     trainer.history, trainer.worse = [(0, start), (trainer.step, end)], end["wrr"] < start["wrr"]
     say_what_became(trainer, start, end)
     finish(trainer, words.vocabulary, f"{checkpoint.checkpoint}, then {words.summary}", [spotter])

@@ -180,14 +180,14 @@ def train_and_score(args: argparse.Namespace, run: Run, manifests: Sequence[Path
         resume = ["--resume"] if list(output.glob("checkpoint-*")) else []
         fonts = ["--fonts", *args.fonts] if args.fonts else []
         config = ["--config", *args.config] if args.config else []
-        step(output, [SCRIPTS / f"{script}.py", "--output_dir", output, *numbers, *options, *resume, *fonts, *config])
-        return output / "final"
+        command = [SCRIPTS / f"{script}.py", "--output_dir", output, *numbers, *options, *resume, *fonts, *config]
+        return step(output / "final", output, command)
 
     languages = ",".join(run.languages)
     weights = ["--language_weights", ",".join(f"{lang}=1" for lang in run.languages)]
     mclip = train("train_mclip", args.characters, MCLIP_BATCH, ["--languages", languages])
     bank = folder / "bank"
-    step(bank, [SCRIPTS / "build_prototype_bank.py", "--mclip", mclip, "--output", bank])
+    step(bank, bank, [SCRIPTS / "build_prototype_bank.py", "--mclip", mclip, "--output", bank])
     refiner = train("train_refiner", args.words, args.batch_size, ["--bank", bank, "--joint", *weights])
     checkpoint = folder / "checkpoint"
     if not checkpoint.exists():
@@ -220,12 +220,15 @@ def train_and_score(args: argparse.Namespace, run: Run, manifests: Sequence[Path
     }
 
 
-def step(output: Path, command: Sequence[object]) -> None:
-    """Runs a script unless it has been run to its end; a mark in its output's parent says so."""
+def step(made: Path, output: Path, command: Sequence[object]) -> Path:
+    """Runs a script unless it has been run to its end, which a mark beside its output says; gives what it makes."""
     mark = output.with_name(f"{output.name}.done")
     if not mark.exists():
         run_script([str(part) for part in command])
+        if not made.exists():
+            raise SystemExit(f"{output}: stopped by its time_limit; give the same command again to go on")
         mark.touch()
+    return made
 
 
 def run_script(command: Sequence[str]) -> None:

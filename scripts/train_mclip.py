@@ -50,6 +50,10 @@ class MCLIPArguments:
     )
     eval_samples: int = field(default=3000, metadata={"help": "Held-out crops of an evaluation."})
 
+    def __post_init__(self) -> None:
+        if self.eval_samples < 1:
+            raise ValueError(f"eval_samples is {self.eval_samples}: give 1 or more")
+
 
 def main() -> None:
     """Runs the command line."""

@@ -106,6 +106,34 @@ def page(tmp_path_factory):
     return folder, boxes
 
 
+def test_photographs_keep_what_their_mode_says(tmp_path):
+    ink = np.full((40, 60), 200, np.uint8)
+    ink[10:30, 20:40] = 0
+    Image.merge("LA", [Image.new("L", (60, 40)), Image.fromarray(255 - ink)]).save(tmp_path / "clear.png")
+    Image.fromarray(ink.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    for name in ("clear.png", "deep.png"):
+        photograph = np.asarray(detection.open_photograph(tmp_path / name))
+        assert photograph.shape == (40, 60, 3) and photograph[0, 0, 0] > photograph[20, 30, 0] + 150
+
+
+def test_slivers_are_not_searched_and_end_nothing(page, capsys, monkeypatch):
+    pytest.importorskip("rapidocr")
+    folder, _ = page
+    Image.new("RGB", (2500, 3)).save(folder / "thin.png")
+    code, words, err = read(capsys, folder / "thin.png", folder / "page.png", "--detect")
+    assert code == 1 and words and {word["path"] for word in words} == {str(folder / "page.png")}
+    said = "2500 x 3 pixels: give an image with no side over 20 times as long as the other"
+    assert err == f"{folder / 'thin.png'}: {said}\n"
+
+    def stumble(picture):
+        raise RuntimeError("of its\nown")
+
+    detector = detection.Detector()
+    monkeypatch.setattr(detector, "_detect", stumble)
+    with pytest.raises(ValueError, match=r"words cannot be looked for \(of its own\)"):
+        detector.find(Image.new("RGB", (60, 40)))
+
+
 def read(capsys, *arguments) -> tuple[int, list[dict], str]:
     code = cli.main(["read", "--json", *map(str, arguments)])
     out, err = capsys.readouterr()

@@ -7,7 +7,14 @@ from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
 from mstr_hf import reading
-from mstr_hf.reading import like_widths, read_images, reading_dtype
+from mstr_hf.reading import like_widths, read_images, reading_dtype, visible_files
+
+
+def test_hidden_files_and_folders_are_passed_over(tmp_path):
+    for name in ("b.png", "a/c.png", ".d.png", ".thumbnails/b.png", "a/.cache/e/f.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert visible_files(tmp_path) == [tmp_path / "a/c.png", tmp_path / "b.png"]
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from PIL import Image
 from mstr_hf.data.arrow import Reject, Totals
 from mstr_hf.data.manifest import read_manifest
 from mstr_hf.data.records import image_defect
+from mstr_hf.reading import visible_files
 
 MLT_LANGUAGES = {
     "Arabic": "ar",
@@ -366,7 +367,7 @@ def _listed_word(folder: Path, path: str, text: str, lang: str) -> Word | Reject
 
 def _photographed_words(root: Path, lang: str | None) -> Iterator[Word | Reject]:
     """Cuts out the words of all photographs in a folder; with `lang` None, ground truth has a script column."""
-    files = sorted(file for file in root.rglob("[!.]*") if file.is_file())
+    files = visible_files(root)
     photographs: dict[str, list[Path]] = {}
     for file in files:
         if file.suffix.lower() in _PHOTOGRAPHS:

@@ -29,8 +29,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
+from mstr_hf.detection import open_photograph
 from mstr_hf.models.image_processing_mstr import load_image
 
 
@@ -160,7 +162,8 @@ class RapidOCR:
 
     def read(self, images: Sequence[Path], lang: str, variant: str) -> list[str]:
         """Reads word images one by one (see `Peer.read`)."""
-        return ["".join(self._engine(str(image)).txts or ()) for image in images]
+        # Its own reader of files takes a palette's numbers for colours, and cuts 16 bits off at 255.
+        return ["".join(self._engine(np.asarray(open_photograph(image))[..., ::-1]).txts or ()) for image in images]
 
 
 PEERS: dict[str, Callable[[], Peer]] = {"tesseract": Tesseract, "rapidocr": RapidOCR}

@@ -111,7 +111,7 @@ def evaluate(
         Word(
             split=key[0],
             id=record.id,
-            image=record.path.relative_to(manifest.parent).as_posix(),
+            image=Path(os.path.relpath(record.path, manifest.parent)).as_posix(),
             lang=record.lang,
             dataset=record.dataset,
             photo=record.photo,
@@ -213,10 +213,11 @@ class _Journal:
         """Everything that any process has noted."""
         found = {}
         for file in sorted(self._folder.glob("*.jsonl")):
-            for line in file.read_text(encoding="utf-8").split("\n"):
+            # A kill may have cut a line short, also within a character.
+            for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
                 try:
                     key, value = json.loads(line)
-                except ValueError:  # nothing behind the last line, or one that a kill cut short
+                except ValueError:  # such a line, or nothing behind the last one
                     continue
                 # What one process failed to read, another may have read since.
                 if not (isinstance(value, dict) and "error" in value and tuple(key) in found):
@@ -332,7 +333,7 @@ def _read_with_peer(
 def _calibration(words: Sequence[Word]) -> dict[str, Any]:
     curve = tables.calibration_of(words)
     return {
-        "error": tables.figure(curve, [word.photo for word in words]),
+        "error": tables.figure(curve, [tables.photo_of(word) for word in words]),
         "bins": [
             {"n": count, "confidence": round(confidence, _DIGITS), "correct": round(right, _DIGITS)}
             for count, confidence, right in curve.curve

@@ -112,6 +112,11 @@ def calibration_of(words: Sequence[Word]) -> Calibration:
     return calibration([word.confidence for word in words], [word.correct for word in words])
 
 
+def photo_of(word: Word) -> str | None:
+    """What tells a word's photograph from all others, also those of other collections; None if unknown."""
+    return f"{word.dataset}/{word.photo}" if word.photo else None
+
+
 def figure(score: Score | Calibration, photos: Sequence[str | None]) -> Figure:
     """A score with its interval, as JSON can say it."""
     numbers = {"value": score.value, **dict(zip(("low", "high"), score.interval(photos), strict=True))}
@@ -146,7 +151,7 @@ def _row(words: Sequence[Word], name: str, split: str) -> Row:
     if {word.lang for word in words} == {"en"}:
         metrics[_ENGLISH_ONLY] = METRICS["wrr"][_ENGLISH_ONLY]
     references = [word.reference for word in words]
-    photos = [word.photo for word in words]
+    photos = [photo_of(word) for word in words]
     figures: dict[str, dict[str, Figure]] = {}
     for reader, readings in readings_of(words).items():
         predictions = [reading for reading in readings if reading is not None]

@@ -94,9 +94,11 @@ class PrototypeBank:
         """Rows that some of the languages use, bool `[N]`.
 
         Raises:
-            ValueError: If a language is not in the bank.
+            ValueError: If a language is not in the bank, or there is none.
         """
         wanted = set(languages)
+        if not wanted:
+            raise ValueError("no languages: name some, or leave languages out for all")
         if unknown := wanted - set(self.all_languages):
             raise ValueError(
                 f"unknown language {', '.join(sorted(unknown))}: this bank has {', '.join(self.all_languages)}"

@@ -88,7 +88,7 @@ def parse_arguments(
     parser = HfArgumentParser(types, description=description, allow_abbrev=False)  # type: ignore[arg-type]
     argv = list(sys.argv[1:] if argv is None else argv)
     configs = ArgumentParser(add_help=False, allow_abbrev=False)
-    configs.add_argument("--config", nargs="+", default=[])
+    configs.add_argument("--config", nargs="+", action="extend", default=[])
     known = {item.name for kind in types for item in fields(kind)}
     try:
         options = [

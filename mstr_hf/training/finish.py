@@ -76,9 +76,9 @@ def training_card(trainer: Trainer, vocabulary: Vocabulary, data: str, earlier: 
     lines += [PURPOSE[kind], "", "## Training", "", "| | |", "| --- | --- |"]
     lines += [f"| {name} | {value} |" for name, value in facts.items()]
     if trainer.history:
-        step, metrics = trainer.history[-1]
+        _, metrics = trainer.history[-1]
         best_step, best = max(trainer.history, key=lambda item: item[1][trainer.metric])
-        lines += ["", "## Validation", "", f"| | step {step} (these weights) | step {best_step} (best) |"]
+        lines += ["", "## Validation", "", f"| | at the end (these weights) | at step {best_step} (best) |"]
         lines += ["| --- | --: | --: |"]
         lines += [f"| {name} | {value:.4f} | {best[name]:.4f} |" for name, value in metrics.items()]
     said = {

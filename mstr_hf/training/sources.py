@@ -284,7 +284,8 @@ def _read(path: Path, split: str) -> datasets.Dataset:
             if there := [name for name in SPLITS if (path / name).is_dir()]:
                 raise ValueError(f"{path}: no split {split}: name the folder to take for it, such as {path / there[0]}")
             folder = path
-        files = sorted(folder.rglob("*.arrow"))
+        # Beside the shards, the library `datasets` keeps what its own functions made of them.
+        files = sorted(file for file in folder.rglob("*.arrow") if not file.name.startswith(("cache-", "tmp")))
         if not files:
             raise ValueError(f"{folder}: no .arrow files in it: convert your data with `mstr convert`")
         table = datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in files])

@@ -219,7 +219,8 @@ class Trainer:
         self.history: list[tuple[int, dict[str, float]]] = []
         # Since the last log line, which a run that goes on has to end as well.
         self.loss_sum, self.loss_count = 0.0, 0
-        self._seconds_before, self._begun = 0.0, time.monotonic()
+        self._seconds_before = 0.0
+        self._begun: float | None = time.monotonic()  # None after the end
         # Options that differ from those of the checkpoint, from which the run is another one.
         self.changes: list[str] = []
         self._terminated = False
@@ -253,6 +254,7 @@ class Trainer:
                 self._evaluate()
             self._train(batches)
         finally:
+            self._seconds_before, self._begun = self.seconds, None
             if isinstance(batches, Generator):
                 batches.close()  # and with it the workers, which do not listen to signals
             signal.signal(signal.SIGTERM, before)
@@ -349,7 +351,7 @@ class Trainer:
     @property
     def seconds(self) -> float:
         """Seconds of training, those before a resumption included."""
-        return self._seconds_before + time.monotonic() - self._begun
+        return self._seconds_before + (0.0 if self._begun is None else time.monotonic() - self._begun)
 
     @property
     def device_name(self) -> str:
@@ -521,6 +523,8 @@ class Trainer:
             moments.setdefault(owner, {})[key] = tensor
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         state = {place: moments[names[item]] for place, item in enumerate(parameters) if names[item] in moments}
+        if self.args.optimizer == "adamw" and any("momentum" in kept for kept in state.values()):
+            raise ValueError(f"{folder} is of a run with optimizer muon: go on with that, or name another output_dir")
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
     def _replace(self, folder: Path, save: Callable[[Path], Any]) -> None:
@@ -538,7 +542,10 @@ class Trainer:
 # What a checkpoint keeps of the trainer itself.
 _STATE = ("step", "best", "history", "loss_sum", "loss_count")
 # Options that change nothing in what is trained.
-_MAY_CHANGE = ("output_dir", "config", "resume", "time_limit", "push_to_hub", "save_total_limit", "num_workers")
+_MAY_CHANGE = (
+    *("output_dir", "config", "resume", "time_limit", "push_to_hub"),
+    *("log_steps", "save_steps", "save_total_limit", "num_workers"),
+)
 
 
 def _random_state() -> dict[str, Any]:

@@ -130,6 +130,26 @@ def test_a_line_that_was_cut_off_is_read_again(run, fake_model):
     assert run(fake_model(), batch_size=2)[0] == report
 
 
+def test_a_line_that_was_cut_off_within_a_character_is_read_again(run, fake_model):
+    report, folder = run(fake_model(), batch_size=2)
+    journal = folder / "journal" / "model" / "0.jsonl"
+    whole = journal.read_bytes()
+    journal.write_bytes(whole[: whole.rindex("नमक".encode()) + 1])
+    assert run(fake_model(), batch_size=2)[0] == report
+
+
+def test_images_may_be_named_by_absolute_paths_within_the_folder(run, fake_model, manifests, monkeypatch):
+    for manifest in manifests:
+        folder = manifest.parent
+        entries = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
+        changed = [entry | {"path_rel": str((folder / entry["path_rel"]).resolve())} for entry in entries]
+        manifest.write_text("\n".join(map(json.dumps, changed)), encoding="utf-8")
+    monkeypatch.chdir(manifests[0].parent)
+    _, folder = run(fake_model(), files=[Path(os.path.relpath(manifest)) for manifest in manifests])
+    assert all((manifests[0].parent / word["image"]).exists() for word in lines(folder) if word["split"] == "dev")
+    assert not any(os.path.isabs(word["image"]) for word in lines(folder))
+
+
 def test_a_folder_keeps_to_one_evaluation(run, fake_model, manifests):
     run(fake_model())
     with pytest.raises(EvaluationError, match="another batch_size: name another folder, or delete it"):

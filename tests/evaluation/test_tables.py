@@ -56,6 +56,9 @@ def test_scripts_are_those_of_the_references():
 def test_photographs_are_counted():
     words = [word("a", "a", photo="p"), word("b", "b", photo="p"), word("c", "c")]
     assert language_rows(words, ["hi"])[-1]["photos"] == 2
+    # Other collections may call other photographs the same.
+    words.append(word("d", "d", photo="p", dataset="other"))
+    assert language_rows(words, ["hi"])[-1]["photos"] == 3
 
 
 def test_figures_are_per_cent():

@@ -74,6 +74,13 @@ def test_sixteen_bits_are_scaled(mode):
     np.testing.assert_array_equal(read(image), word())
 
 
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_depths_between_keep_their_levels(bits):
+    deep = word().astype(np.uint16) << (bits - 8)
+    np.testing.assert_allclose(read(deep).astype(int), word().astype(int), atol=1)
+    assert len(np.unique(read(np.arange(2**bits, dtype=np.uint16).reshape(32, -1)))) == 256
+
+
 def test_sixteen_bit_file():
     np.testing.assert_array_equal(read(encode(Image.fromarray(word().astype(np.uint16) * 257))), word())
 

@@ -134,6 +134,7 @@ def test_extension_of_another_width_is_refused(bank):
 def test_language_mask(bank):
     assert bank.language_mask(["hi", "ar"]).tolist() == VOCABULARY.language_mask(["hi", "ar"])
     assert bank.language_mask(bank.all_languages).all()
-    assert not bank.language_mask([]).any()
+    with pytest.raises(ValueError, match="no languages: name some, or leave languages out for all"):
+        bank.language_mask([])
     with pytest.raises(ValueError, match="unknown language kn, xx: this bank has en, hi, bn, ta, te, ar"):
         bank.language_mask(["xx", "hi", "kn"])

@@ -27,8 +27,8 @@ def trained_by(monkeypatch, fonts):
     """Has trainers run in this process, on a few fonts."""
 
     def within(compare):
-        def train(script, *options):
-            module = load(script, monkeypatch, *options)
+        def train(script, folder, *options):
+            module = load(script, monkeypatch, "--output_dir", folder, *options)
             monkeypatch.setattr(module, "discover_fonts", lambda languages, folders=(): fonts, raising=False)
             monkeypatch.setenv("ACCELERATE_USE_CPU", "yes")
             module.main()
@@ -67,19 +67,18 @@ def test_prefixes_of_the_refiner_are_compared(monkeypatch, tmp_path):
     compare = load("compare_training", monkeypatch, *arguments)
     runs = []
 
-    def train(script, *options):
-        folder = Path(options[options.index("--output_dir") + 1])
+    def train(script, folder, *options):
         folder.mkdir()
         log = [{"step": 7, "loss": 2.5 + len(runs)}, {"step": 7, "wrr": 0.25, "wrr_en": 0.25}]
         (folder / "log.jsonl").write_text("\n".join(map(json.dumps, log)))
-        runs.append((script, options))
+        runs.append((script, folder, options))
 
     monkeypatch.setattr(compare, "train", train)
     compare.main()
-    common = ("--resume", "true", "--spotter", "a", "--max_steps", "7")
+    common = ("--spotter", "a", "--max_steps", "7")
     assert runs == [
-        ("train_refiner", ("--output_dir", str(tmp_path / "real"), *common)),
-        ("train_refiner", ("--output_dir", str(tmp_path / "simulated"), *common, "--simulator", "s.json")),
+        ("train_refiner", tmp_path / "real", common),
+        ("train_refiner", tmp_path / "simulated", (*common, "--simulator", "s.json")),
     ]
     assert cells((tmp_path / "comparison.md").read_text()) == {
         "": ["real", "simulated"],
@@ -98,8 +97,15 @@ def test_prefixes_need_a_simulator(monkeypatch, capsys, tmp_path):
 def test_a_trainer_that_fails_ends_the_comparison(monkeypatch, tmp_path, capfd):
     compare = load("compare_training", monkeypatch)
     with pytest.raises(SystemExit) as exit_:
-        compare.train("train_mclip", "--output_dir", str(tmp_path), "--no_such_option", "1")
+        compare.train("train_mclip", tmp_path, "--no_such_option", "1")
     assert exit_.value.code != 0
+
+
+def test_a_trainer_whose_time_is_up_ends_the_comparison(monkeypatch, tmp_path):
+    compare = load("compare_training", monkeypatch)
+    monkeypatch.setattr(compare.subprocess, "run", lambda command: subprocess.CompletedProcess(command, 0))
+    with pytest.raises(SystemExit, match="stopped by its time_limit; give the same command again to go on"):
+        compare.train("train_mclip", tmp_path)
 
 
 def test_steps_are_timed_and_learn(monkeypatch):

@@ -22,6 +22,7 @@ from mstr_hf import (
     build_vocabulary,
     load_charsets,
 )
+from mstr_hf.charsets import load_charset
 from mstr_hf.hub import publish
 from mstr_hf.synthesis.words import WordsError, load_words
 from mstr_hf.training.arguments import mapping, parse_arguments
@@ -325,6 +326,17 @@ def test_a_bank_is_extended_by_the_characters_of_labels(run, mclip, bank, spotte
     assert len(RefinerModel.from_pretrained(folder / "refiner" / "final").get_bank()) == len(new)
     mine = ["--checkpoint", refiner / "final", "--bank", folder, "--data", labelled, *WORDS]
     assert "(ar 9, en 18)" in run("finetune", *mine, "--output_dir", folder / "mine")
+    # A language that is new to the bank brings its whole charset, of what is there.
+    entries = [json.loads(line) for line in labelled.read_text().splitlines()][:3]
+    foreign = labelled.with_name("foreign.jsonl")
+    foreign.write_text("\n".join(json.dumps(entry | {"lang": "hi", "gt_text": "क"}) for entry in entries))
+    run("extend_prototype_bank", *options[:4], "--data", foreign, "--crops", 2, "--output", folder / "hi")
+    grown = PrototypeBank.from_pretrained(folder / "hi")
+    readable = {grown.characters[row] for row in grown.language_mask(["hi"]).nonzero()[:, 0].tolist()}
+    assert "क" in readable and readable - {"क"} == load_charset("hi").characters & set(old.characters)
+    foreign.write_text("\n".join(json.dumps(entry | {"lang": "de", "gt_text": "ß"}) for entry in entries))
+    with pytest.raises(SystemExit):
+        run("extend_prototype_bank", *options[:4], "--data", foreign, "--output", folder / "de")
     with pytest.raises(ValueError, match="name a --bank to start with"):
         run("train_spotter", "--output_dir", folder / "other")
 

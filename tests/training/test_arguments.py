@@ -37,6 +37,8 @@ def test_later_files_win_and_the_command_line_wins_over_all(tmp_path):
     assert (other.flag, other.names, other.share) == (False, ["x y", "z"], None)
     assert mapping(other.weights, "weights", ["en", "layers"]) == {"en": 2, "layers": [1, 2]}
     assert parse("--config", tmp_path / "a.yaml")[0].seed == 2
+    args, _ = parse("--config", tmp_path / "a.yaml", "--config", tmp_path / "b.yaml")
+    assert (args.seed, args.max_steps) == (2, 6)
 
 
 @pytest.mark.parametrize(

@@ -233,6 +233,13 @@ def test_killed_run_goes_on_bit_for_bit(tmp_path, straight, killed):
     assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
 
 
+def test_another_optimizer_is_refused(tmp_path):
+    with pytest.raises(Killed):
+        Trainer(arguments(tmp_path, optimizer="muon"), make_spotter(), killed_at(4)).train()
+    with pytest.raises(ValueError, match="is of a run with optimizer muon: go on with that, or name another"):
+        Trainer(arguments(tmp_path, optimizer="adamw", resume=True), make_spotter(), batches)
+
+
 def test_best_figure_outlives_a_kill(tmp_path):
     with pytest.raises(Killed):
         Trainer(arguments(tmp_path, eval_steps=2), make_spotter(), killed_at(4), lambda model: {"wrr": 0.9}).train()

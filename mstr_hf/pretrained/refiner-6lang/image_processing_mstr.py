@@ -186,9 +186,9 @@ def _open(source: ImageSource) -> Image.Image:
         raise ValueError(f"{kind} is not an image, give a path, bytes, a PIL image, an array or a tensor")
     try:
         if isinstance(source, Image.Image):
-            return _upright(source)
+            return upright(source)
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            return _upright(image)
+            return upright(image)
     except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over.
         if isinstance(error, UnidentifiedImageError):
             reason = "not in an image format"
@@ -197,7 +197,8 @@ def _open(source: ImageSource) -> Image.Image:
         raise ValueError(f"cannot be read ({reason}), give a complete image file") from error
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
+    """Turns an image as its metadata say."""
     image.load()
     with contextlib.suppress(Exception):  # Damaged metadata must not cost good pixels.
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
@@ -232,8 +233,11 @@ def _eight_bits(values: np.ndarray) -> np.ndarray:
     low, high = float(values.min(initial=0)), float(values.max(initial=0))
     if not (low >= 0 and high <= 65535):  # NaN fails this too.
         raise ValueError(f"values from {low} to {high}, give 0 to 1, 0 to 255 or 0 to 65535")
-    # Resized floats overshoot the end of their range, hence twice the range.
-    top = 1 if values.dtype.kind in "bf" and high <= 2 else 255 if high <= 510 else 65535
+    if values.dtype.kind == "f":  # resized ones overshoot the end of their range, hence twice the range
+        top = 1 if high <= 2 else 255 if high <= 510 else 65535
+    else:  # cameras and scanners have 10, 12 and 14 bits too
+        depths = (1,) if values.dtype.kind == "b" else (8, 10, 12, 14, 16)
+        top = next(2**depth - 1 for depth in depths if high < 2**depth)
     return np.rint(values * (255 / top)).clip(max=255).astype(np.uint8)
 
 
