@@ -179,6 +179,11 @@ class OnnxRefiner(RefinerModel):
         """The bank beside the graphs."""
         return self._bank
 
+    def set_bank(self, bank: PrototypeBank, base: int | None = None) -> None:
+        """See `RefinerModel.set_bank`."""
+        super().set_bank(bank, base)
+        self._bank = bank
+
     def digest(self) -> str:
         """SHA-256 of graphs and bank."""
         digest = hashlib.sha256(self._bank.digest().encode())

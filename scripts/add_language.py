@@ -61,6 +61,7 @@ from mstr_hf.training.bank_rows import (
     prompt_rows,
     spotter_rows,
 )
+from mstr_hf.training.finish import checkpoint_name
 from mstr_hf.training.language_model import build_language_model
 from mstr_hf.training.mclip import check_places, vocabulary_of
 from mstr_hf.training.trainer import Batch, Trainer, TrainingArguments
@@ -617,14 +618,6 @@ def _cell(found: dict[str, Any] | None) -> str:
 
 
 # -------------------- the card
-
-
-def checkpoint_name(checkpoint: str) -> str:
-    """What a card calls a checkpoint: the Hub's name, or that of the folder or the run whose result it is."""
-    if not Path(checkpoint).is_dir():
-        return checkpoint
-    folder = Path(checkpoint).resolve()
-    return folder.parent.name if folder.name in ("checkpoint", "final", "best") else folder.name
 
 
 def card(run: Run, states: dict[str, dict[str, Figures]], parameters: tuple[int, int]) -> str:

@@ -25,7 +25,7 @@ from mstr_hf.models.modeling_refiner import RefinerModel
 from mstr_hf.models.modeling_spotter import SpotterModel
 from mstr_hf.models.prototype_bank import PrototypeBank
 from mstr_hf.training.arguments import TrainingArguments, parse_arguments
-from mstr_hf.training.finish import finish
+from mstr_hf.training.finish import checkpoint_name, finish
 from mstr_hf.training.trainer import WAIT, Batch, Trainer
 from mstr_hf.training.words import (
     WordArguments,
@@ -99,7 +99,7 @@ def main() -> None:
     trainer.bare = best.requires_grad_(True)  # as one stage or the other has trained all of it
     trainer.history, trainer.worse = [(0, start), (trainer.step, end)], end["wrr"] < start["wrr"]
     say_what_became(trainer, start, end)
-    finish(trainer, words.vocabulary, f"{checkpoint.checkpoint}, then {words.summary}", [spotter])
+    finish(trainer, words.vocabulary, f"{checkpoint_name(checkpoint.checkpoint)}, then {words.summary}", [spotter])
     if data.overfit_images:
         known = f"{end['wrr']:.0%} of {data.overfit_images} words by heart"
         if end["wrr"] < LEARNT:

@@ -52,6 +52,8 @@ def main() -> None:
         words = [heldout.word(SEED, index, lang) for lang in bank.all_languages for index in range(args.words)]
     mine, others = halves(words)
     fitted, other = (observe(model, half, vocabulary) for half in (mine, others))
+    if not (fitted.scores and other.scores):
+        parser.error(f"the Spotter reads no character of {len(words)} words: train it longer, or give more words")
     simulator = Simulator(fitted, bank)
     simulator.save(args.output)
     print(f"{args.output}: fitted to {fitted.words} words")

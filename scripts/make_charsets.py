@@ -258,8 +258,9 @@ def words(lang: str) -> list[str]:
         return wordfreq.top_n_list(lang, LARGEST_LIST, wordlist="best")
     try:
         if package.startswith("aspell"):
-            roots = subprocess.check_output(["aspell", "-l", lang, "dump", "master"], stderr=subprocess.DEVNULL)
-            return subprocess.check_output(["aspell", "-l", lang, "expand"], input=roots).decode().split()
+            options = ["-l", lang, "--encoding=utf-8"]
+            roots = subprocess.check_output(["aspell", *options, "dump", "master"], stderr=subprocess.DEVNULL)
+            return subprocess.check_output(["aspell", *options, "expand"], input=roots).decode().split()
         if package.startswith("hunspell"):
             # After the number of words come lines of "word" or "word/flags".
             dictionaries = sorted(Path("/usr/share/hunspell").glob(f"{lang}_*.dic"))

@@ -13,7 +13,8 @@ fonts=()
 scripts="$(cd "$(dirname "$0")" && pwd)"
 samples="$scripts/../mstr_hf/pretrained/samples/labels.jsonl"
 python=${PYTHON:-python}
-read -ra config <<< "${CONFIG:-$scripts/configs/tiny.yaml}"
+config=("$scripts/configs/tiny.yaml")
+[[ -z ${CONFIG:-} ]] || read -ra config <<< "$CONFIG"
 
 stage() { # name of what the stage leaves, command
   if [[ -e $folder/$1 ]]; then

@@ -5,7 +5,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from mstr_hf.charsets import load_charset
+from mstr_hf.charsets import available_languages, load_charset
 
 Figure = dict[str, float | None]
 Report = dict[str, Any]
@@ -64,7 +64,9 @@ def plain_card(repo_id: str, model_type: str, parameters: int, languages: Sequen
         pipeline_tag="image-to-text" if reads else None,
         tags=["ocr", "scene-text-recognition", "multilingual", "mstr"],
     )
-    names = ", ".join(load_charset(lang).name for lang in languages)
+    # A model may have languages that were added elsewhere.
+    known = available_languages()
+    names = ", ".join(load_charset(lang).name if lang in known else lang for lang in languages)
     imports = "AutoModel, AutoProcessor" if reads else "AutoModel"
     use = f'model = AutoModel.from_pretrained("{repo_id}").eval()'
     if reads:

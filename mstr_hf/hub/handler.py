@@ -84,7 +84,7 @@ def _checked(image: Any, name: str) -> Image.Image | bytes:
     """Returns an image as the processor takes it: never a path or a URL, which it would open."""
     if isinstance(image, str):
         try:
-            image = base64.b64decode(image, validate=True)
+            image = base64.b64decode("".join(image.split()), validate=True)  # many encoders break lines
         except (binascii.Error, ValueError):
             raise ValueError(f"{name}: no base64: send the bytes of an image; URLs and paths are not fetched") from None
     if isinstance(image, bytes):

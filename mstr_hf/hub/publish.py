@@ -156,8 +156,9 @@ def push(
 
     The repository is made if it is not there. Files on the Hub that the folder has not got stay, save for shards of
     weights and of data: those of an earlier push would be loaded with the new ones. Hidden files are not uploaded.
-    The revision is noted in `.cache/huggingface/` of the folder, so that a later push finds out whether somebody else
-    has written to the repository since. Whatever goes wrong, the repository is as it was, and so is the folder.
+    The revision is noted in `.cache/huggingface/` of the folder, so that a later push of it finds out whether
+    somebody else has written to the repository since; a folder without such a note goes over whatever is there.
+    Whatever goes wrong, the repository is as it was, and so is the folder.
 
     Args:
         folder: What to upload, laid out as the repository.

@@ -144,11 +144,12 @@ class PrototypeBank:
     def metadata(self) -> dict[str, Any]:
         """Everything but the prototypes, as compact JSON: what a model's config keeps."""
         scripts: dict[str, str] = {}
-        users: dict[str, str] = {}
+        # In their order, by which their tokens and the rows of their charsets are found again.
+        users = dict.fromkeys(self.all_languages, "")
         for character, script, row_languages in zip(self.characters, self.scripts, self.languages, strict=True):
             scripts[script] = scripts.get(script, "") + character
             for lang in row_languages:
-                users[lang] = users.get(lang, "") + character
+                users[lang] += character
         return {
             "characters": "".join(self.characters),
             "subtypes": "".join(map(str, self.subtypes)),

@@ -21,6 +21,7 @@ from PIL import Image
 
 from mstr_hf.charsets import load_charsets
 from mstr_hf.data.arrow import FEATURES, RECORDS_PER_SHARD, Part, Row, Source, Totals, write_dataset
+from mstr_hf.models import text as model_text
 from mstr_hf.models.text import display
 from mstr_hf.vocabulary import SUBTYPES, Vocabulary, build_vocabulary
 
@@ -191,13 +192,16 @@ def part_seed(seed: int, split: str, lang: str) -> int:
 def _ingredients(fonts: FontIndex, sources: dict[str, WordSource]) -> dict[str, Any]:
     """What decides the images beside the seed: a data set is not gone on with after any of it has changed."""
     files = sorted(set(Path(__file__).parent.glob("*.py")) - {Path(__file__).with_name(name) for name in BYSTANDERS})
-    code = b"".join(path.read_bytes() for path in files)
+    code = b"".join(path.read_bytes() for path in [*files, Path(model_text.__file__)])
     faces = [
         (lang, face.family, face.style, face.index, os.path.getsize(face.path), face.group in fonts.heldout[lang])
         for lang, faces in fonts.by_language.items()
         for face in faces
     ]
-    words = [(lang, source.words, source.cumulative, source.latin) for lang, source in sources.items()]
+    words = [
+        (lang, source.charset, source.words, source.cumulative, source.syllables, source.conjuncts, source.latin)
+        for lang, source in sources.items()
+    ]
     libraries = ("uharfbuzz", "opencv-python-headless", "numpy", "pillow")
     return {
         "languages": list(fonts.by_language),

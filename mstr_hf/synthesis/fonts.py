@@ -262,10 +262,16 @@ def hb_font(face: Face) -> hb.Font:
     return hb.Font(hb.Face(hb.Blob.from_file_path(face.path), face.index))
 
 
+@functools.lru_cache(maxsize=8192)
+def _plain_font(face: Face) -> hb.Font:
+    """The font of a face as nobody styles it: bold, HarfBuzz says of empty glyphs that they have a size."""
+    return hb.Font(hb_font(face).face)
+
+
 @functools.lru_cache(maxsize=100_000)
 def covers(face: Face, text: str) -> bool:
     """Whether the face draws this very text: no missing glyph, no dotted circle put in by the shaper."""
-    return shapes(hb_font(face), text)
+    return shapes(_plain_font(face), text)
 
 
 def shapes(font: hb.Font, text: str) -> bool:
@@ -413,6 +419,8 @@ def _convert_web_font(files: list[Path], style: str) -> Path | None:
             merged.save(parts[0])
         parts[0].replace(target)
         return target
+    except (OSError, ImportError, MemoryError):  # no fault of the font: it is tried again
+        raise
     except Exception as error:  # fontTools raises whatever it meets in a malformed table
         logger.warning("font %s cannot be converted and is left out: %s", files[0], error)
         failed.touch()

@@ -19,7 +19,7 @@ from mstr_hf.models.text import visual_order
 from .augmentation import bend, compose, degrade, legible, random_homography, repaint, reproportion, ripple
 from .fonts import Face, FontIndex, covers, hb_font
 from .rendering import FontStyle, Ink, random_style, render_line
-from .words import WordSource
+from .words import FINAL_LETTERS, KASHIDA, WordSource
 
 # Where a crop shows a piece of other text, and how often.
 SIDES = ("", "above", "below", "left", "right")
@@ -28,11 +28,8 @@ SIDE_WEIGHTS = (0.66, 0.1, 0.1, 0.07, 0.07)
 FEW_FAMILIES = 60
 # Letters of these scripts touch their neighbours, so extra spacing would tear them apart.
 CONNECTED_SCRIPTS = frozenset({"Deva", "Beng", "Guru", "Arab"})
-# Arabic words are widened by longer strokes between joined letters: drawn as this character, not part of the word.
-KASHIDA = "\u0640"
+# Languages whose words are widened by kashidas: drawn, but no part of the label.
 KASHIDA_LANGUAGES = frozenset({"ar", "fa"})
-# Letters that do not join the next one.
-FINAL_LETTERS = frozenset("ءآأؤإاةدذرزوىژ")
 
 
 @dataclass(frozen=True)
@@ -139,7 +136,8 @@ class WordSynthesiser:
         size = rng.uniform(28, 62)
         style = random_style(rng, face.axes, self.sources[lang].charset.script in CONNECTED_SCRIPTS)
         if lang in KASHIDA_LANGUAGES and rng.random() < 0.15:
-            text = _with_kashidas(rng, text)
+            widened = _with_kashidas(rng, text)
+            text = widened if covers(face, widened) else text
         try:
             ink = _without_kashidas(render_line(hb_font(face), text, size, style, self.joiners))
         except ValueError:
@@ -254,7 +252,8 @@ def _with_kashidas(rng: random.Random, text: str) -> str:
     joints = [
         place
         for place, (letter, following) in enumerate(itertools.pairwise(text), 1)
-        if letter not in FINAL_LETTERS and all(unicodedata.bidirectional(c) == "AL" for c in letter + following)
+        if letter not in FINAL_LETTERS
+        and all(c.isalpha() and unicodedata.bidirectional(c) == "AL" for c in letter + following)
     ]
     for place in sorted(rng.sample(joints, min(len(joints), rng.randint(1, 2))), reverse=True):
         text = text[:place] + KASHIDA * rng.randint(1, 4) + text[place:]

@@ -55,6 +55,13 @@ LATIN_WORDS = 20_000
 OPENING = {"(": ")", "[": "]", '"': '"', "'": "'", "“": "”", "‘": "’", "«": "»"}
 # Code point modulo 128 of the plain consonants: the blocks of the Brahmic scripts were laid out alike.
 BRAHMIC_CONSONANTS = range(0x15, 0x3A)
+# Letters of the Arabic script that do not join the next one.
+FINAL_LETTERS = frozenset("ءآأؤإاةدذرزوىژەۀ")
+ZWNJ, ZWJ = "\u200c", "\u200d"
+# The longer stroke between joined Arabic letters.
+KASHIDA = "\u0640"
+# Scripts whose fonts draw both joiners alike.
+ONE_JOINER_SCRIPTS = ("Telu", "Knda")
 BRAHMIC_SCRIPTS = ("Deva", "Beng", "Guru", "Gujr", "Orya", "Taml", "Telu", "Knda", "Mlym")
 
 
@@ -97,6 +104,8 @@ class WordSource:
         )
         while True:
             text = rng.choices(kinds, MIXTURE)[0](rng)
+            if KASHIDA in text:  # which belongs to the layout, not to a word
+                continue
             label = normalise(text, keep="".join(self.charset.joiners))
             # a few long ones stay, so that the tail is learnt too
             limit = USUAL_LENGTH if rng.random() < 0.9 else MAX_LENGTH
@@ -208,6 +217,11 @@ def load_words(lang: str) -> WordSource:
     content = read_json(cache)
     if content is None:
         content = _compile(charset, sources)
+        if not content["words"]:
+            names = ", ".join(source.name for source in sources)
+            raise WordsError(
+                f"no word of {names} can be used: a list has a word a line, in letters of {charset.name}'s charset"
+            )
         write_json(cache, content)
     cumulative = list(itertools.accumulate(content["weights"]))
     characters = charset.characters | load_charset("en").characters
@@ -350,11 +364,19 @@ def _wordfreq(lang: str) -> _List:
     def read() -> Iterator[tuple[str, float]]:
         import wordfreq
 
-        # wordfreq answers in another language, without a word, for those it does not have
         size = "large" if lang in wordfreq.available_languages("large") else "small"
         yield from wordfreq.get_frequency_dict(lang, size).items()
 
-    return _List(f"wordfreq-{lang}", "pip install wordfreq", lambda: _distribution("wordfreq"), read)
+    def stamp() -> str:
+        version = _distribution("wordfreq")
+        if version:
+            import wordfreq
+
+            # It answers in another language, with a list of that, for those it does not have.
+            return version if lang in wordfreq.available_languages("small") else ""
+        return version
+
+    return _List(f"wordfreq-{lang}", f"pip install wordfreq (if it has {lang})", stamp, read)
 
 
 def _aspell(lang: str) -> _List:
@@ -365,8 +387,9 @@ def _aspell(lang: str) -> _List:
         return lang if lang in names else ""
 
     def read() -> Iterator[tuple[str, float]]:
-        roots = subprocess.check_output(["aspell", "-l", lang, "dump", "master"])
-        forms = subprocess.check_output(["aspell", "-l", lang, "expand"], input=roots)
+        command = ["aspell", "-l", lang, "--encoding=utf-8"]  # whatever the locale
+        roots = subprocess.check_output([*command, "dump", "master"])
+        forms = subprocess.check_output([*command, "expand"], input=roots)
         yield from ((word, 0.0) for word in forms.decode("utf-8").split())
 
     return _List(f"aspell-{lang}", f"apt-get install aspell aspell-{lang}", installed, read)
@@ -486,7 +509,7 @@ def _compile(charset: Charset, sources: list[_List]) -> dict[str, Any]:
     frequencies: dict[str, float] = {}
     for source in sources:
         for word, frequency in source.read():
-            label = normalise(word, keep=keep)
+            label = _shown(normalise(word, keep=keep), charset.script)
             if len(label) <= MAX_LENGTH and allowed.issuperset(label) and letters & set(label[:1]):
                 word = display(label)
                 frequencies[word] = max(frequency, frequencies.get(word, 0.0))
@@ -500,6 +523,14 @@ def _compile(charset: Charset, sources: list[_List]) -> dict[str, Any]:
         "syllables": _syllables(charset, words),
         "conjuncts": _conjuncts(charset, words),
     }
+
+
+def _shown(label: str, script: str) -> str:
+    """A label without joiners that nothing in a picture shows: they cannot be read."""
+    label = label.rstrip(ZWNJ + ZWJ if script in ONE_JOINER_SCRIPTS else ZWNJ)
+    if script == "Arab":
+        label = re.sub(f"(?<=[{''.join(FINAL_LETTERS)}]){ZWNJ}", "", label)
+    return label.replace(ZWJ, ZWNJ) if script in ONE_JOINER_SCRIPTS else label
 
 
 def _conjuncts(charset: Charset, words: list[str]) -> dict[str, list[str]]:
@@ -537,6 +568,9 @@ def _syllables(charset: Charset, words: list[str]) -> dict[str, list[str]]:
         syllables[mark] = holders[mark][:SYLLABLES] + made_up
     for joiner in charset.joiners:
         # a joiner shows only after a virama: it keeps the virama, or the half form, from becoming a conjunct
+        if joiner == ZWJ and charset.script in ONE_JOINER_SCRIPTS:
+            continue
         link = charset.virama + joiner
-        syllables[joiner] = [first + link + second for first in carriers for second in carriers]
+        firsts = [first for first in carriers if first not in FINAL_LETTERS]
+        syllables[joiner] = [first + link + second for first in firsts for second in carriers]
     return syllables

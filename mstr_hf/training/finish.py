@@ -44,7 +44,8 @@ def finish(trainer: Trainer, vocabulary: Vocabulary, data: str, earlier: Sequenc
     if best.exists():
         publish.assemble(type(model).from_pretrained(best), best, vocabulary)
     if trainer.args.push_to_hub and trainer.worse:
-        trainer.log.say(f"not uploaded: worse than what it began with (`mstr push {folder}` uploads it all the same)")
+        command = f"python scripts/push_to_hub.py {folder} {trainer.args.push_to_hub}"
+        trainer.log.say(f"not uploaded: worse than what it began with (`{command}` uploads it all the same)")
     elif repo_id := trainer.args.push_to_hub:
         trainer.log.say(f"uploaded to {publish.push(folder, repo_id)}")
 
@@ -97,3 +98,11 @@ def _shortened(value: Any) -> Any:
     if isinstance(value, list):
         return [_shortened(item) for item in value]
     return Path(value).name if isinstance(value, str) and "/" in value else value
+
+
+def checkpoint_name(checkpoint: str) -> str:
+    """What a card calls a checkpoint: the Hub's name, or that of the folder or the run whose result it is."""
+    if not Path(checkpoint).is_dir():
+        return checkpoint
+    folder = Path(checkpoint).resolve()
+    return folder.parent.name if folder.name in ("checkpoint", "final", "best") else folder.name

@@ -85,6 +85,8 @@ def test_plain_card_is_valid():
     assert card.data.language == ["en", "bn"] and card.data.pipeline_tag == "image-to-text"
     assert "1.5 million" in card.text and "English, Bengali" in card.text
     assert ModelCard(plain_card("me/mine", "mclip", 1, ["en"])).data.pipeline_tag is None
+    # A language that was added where the model comes from has no charset here.
+    assert "English, qaa" in plain_card("me/mine", "mstr_spotter", 1, ["en", "qaa"])
 
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.stem)

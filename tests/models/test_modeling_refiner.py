@@ -455,6 +455,10 @@ def test_images_alone_are_read(trained, bank, images, words):
     arabic = trained(**images, row_mask=mask).sequences
     assert mask[arabic[arabic > 0] - TOKEN_OFFSET].all()
     assert arabic.shape[0] == len(words)
+    # Also by generate, with a mask for all images, and beams.
+    for beams in (1, 2):
+        found = trained.generate(**images, row_mask=mask, num_beams=beams, num_return_sequences=beams)
+        assert mask[found[found >= TOKEN_OFFSET] - TOKEN_OFFSET].all() and len(found) == beams * len(words)
 
 
 @torch.no_grad()

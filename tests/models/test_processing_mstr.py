@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import unicodedata
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -54,6 +55,18 @@ def test_decoding_can_skip_special_tokens():
     start, end = PROCESSOR.tokenizer.bos_token_id, PROCESSOR.tokenizer.eos_token_id
     sequence = torch.tensor([[start, *VOCABULARY.encode("e\u0301"), end]])
     assert PROCESSOR.batch_decode(sequence, skip_special_tokens=True) == ["\u00e9"]
+
+
+def test_many_rows_decode_at_once():
+    rows = [VOCABULARY.encode(text) for text in ("Word", "ab")]
+    assert PROCESSOR.decode(rows) == PROCESSOR.batch_decode(rows) == ["Word", "ab"]
+
+
+def test_ids_of_a_larger_bank_are_refused():
+    size = len(PROCESSOR.tokenizer)
+    outputs = SimpleNamespace(sequences=torch.tensor([[size]]), sequences_scores=torch.ones(1))
+    with pytest.raises(ValueError, match="a larger bank needs a new tokenizer"):
+        PROCESSOR.post_process_text_recognition(outputs)
 
 
 def test_joiners_are_kept_where_the_alphabet_has_them():

@@ -46,6 +46,22 @@ def test_metadata_round_trip_through_json(bank):
     assert facts(PrototypeBank.from_metadata(metadata, bank.prototypes)) == facts(bank)
 
 
+@pytest.mark.parametrize("lang", ["ru", "kn", "mr"])
+def test_a_language_that_was_added_stays_the_last(bank, lang):
+    rows = build_vocabulary(load_charsets([*bank.all_languages, lang])).rows
+    own = [row for row in rows if lang in row.languages]
+    extended = bank.extend(
+        torch.randn(len(own), 8),
+        [row.character for row in own],
+        [row.subtype for row in own],
+        [row.script for row in own],
+        [(lang,) for _ in own],
+    )
+    loaded = PrototypeBank.from_metadata(json.loads(json.dumps(extended.metadata())), extended.prototypes)
+    assert loaded.all_languages == extended.all_languages == [*bank.all_languages, lang]
+    assert facts(loaded) == facts(extended)
+
+
 def test_charset_digest_is_the_vocabularys(bank):
     assert bank.charset_digest == VOCABULARY.digest
     assert bank.all_languages == list(VOCABULARY.languages)

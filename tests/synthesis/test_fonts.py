@@ -9,7 +9,8 @@ from fontTools import subset
 from fontTools.ttLib import TTFont
 
 from mstr_hf.synthesis import fonts
-from mstr_hf.synthesis.fonts import Face, FontIndex, covers, discover_fonts
+from mstr_hf.synthesis.fonts import Face, FontIndex, _plain_font, covers, discover_fonts, hb_font
+from mstr_hf.synthesis.rendering import FontStyle
 
 # Debian package, file
 LOHIT = ("fonts-lohit-deva", "Lohit-Devanagari.ttf")
@@ -63,6 +64,9 @@ def test_coverage_is_decided_by_shaping(folder: Path):
     # a vowel sign without a letter gets a dotted circle
     assert not covers(face, "ि")
     assert covers(face, "\u25cc\u093f")
+    # Whatever has been drawn with the face before: of empty glyphs, HarfBuzz says another size if they are bold.
+    FontStyle(bold=0.05).apply(hb_font(face))
+    assert _plain_font(face).synthetic_bold[:2] == (0.0, 0.0)
 
 
 def test_faces_that_only_have_the_letters_are_refused(folder: Path):

@@ -136,6 +136,7 @@ def test_kashidas_are_drawn_and_not_read(fonts):
     rng = random.Random(0)
     assert all(_with_kashidas(rng, "دور") == "دور" for _ in range(20))
     assert all(_with_kashidas(rng, "باب").startswith("بـ") for _ in range(20))
+    assert all(_with_kashidas(rng, "دب؟") == "دب؟" for _ in range(20))
 
 
 def test_kashidas_never_reach_a_label(fonts, sources):

@@ -466,6 +466,14 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
         rows = bank[(ids - TOKEN_OFFSET).clamp_min(0).to(bank.device)].to(special)
         return self.character_projection(torch.where((ids < TOKEN_OFFSET)[..., None], special, rows))
 
+    def generate(self, inputs: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        """See transformers; `row_mask` is as in :meth:`forward`."""
+        images = kwargs.get("pixel_values") if inputs is None else inputs
+        if kwargs.get("row_mask") is not None and images is not None:
+            # A row for each image, as beams take each row several times.
+            kwargs["row_mask"] = kwargs["row_mask"].expand(len(images), -1)
+        return super().generate(inputs, **kwargs)
+
     def prepare_inputs_for_generation(
         self, decoder_input_ids: torch.Tensor, past_key_values: Cache | None = None, **kwargs: Any
     ) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from transformers.utils import TensorType
 from .image_processing_mstr import ImageSource
 from .text import display, normalise
 
+_NEW_TOKENIZER = "a larger bank needs a new tokenizer: mstr_hf.hub.publish.assemble(model, folder) makes one"
+
 IGNORED = -100
 """Label of the padding, which torch's losses leave out."""
 
@@ -65,9 +67,10 @@ class MSTRProcessor(ProcessorMixin):
             )
         return inputs.convert_to_tensors(return_tensors)
 
-    def decode(self, *args: Any, **kwargs: Any) -> str:
-        """Returns the text (NFC) of token ids; the arguments are those of the tokenizer's `decode`."""
-        return display(self.tokenizer.decode(*args, **kwargs))
+    def decode(self, *args: Any, **kwargs: Any) -> str | list[str]:
+        """Returns the text (NFC) of token ids, of each row where there are several: see the tokenizer's `decode`."""
+        text = self.tokenizer.decode(*args, **kwargs)
+        return [display(one) for one in text] if isinstance(text, list) else display(text)
 
     def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
         """Returns the texts (NFC) of sequences of token ids; see the tokenizer's `batch_decode`."""
@@ -83,10 +86,12 @@ class MSTRProcessor(ProcessorMixin):
             For each image `text` (NFC) and `score`, the confidence that all of it is right.
 
         Raises:
-            ValueError: If the outputs are not those of such a call.
+            ValueError: If the outputs are not those of such a call, or of a model with more characters.
         """
         if getattr(outputs, "sequences", None) is None:
             raise ValueError("no readings in these outputs: call the Refiner with images alone, model(**inputs)")
+        if outputs.sequences.numel() and outputs.sequences.max() >= len(self.tokenizer):
+            raise ValueError(f"ids of more than the tokenizer's {len(self.tokenizer)} tokens ({_NEW_TOKENIZER})")
         texts = self.batch_decode(outputs.sequences, skip_special_tokens=True)
         scores = outputs.sequences_scores.tolist()
         return [{"text": text, "score": score} for text, score in zip(texts, scores, strict=True)]
@@ -105,7 +110,7 @@ class MSTRProcessor(ProcessorMixin):
             if self.tokenizer.unk_token_id in row:
                 known = self.tokenizer.get_vocab()
                 unknown = [f"{c!r} (U+{ord(c):04X})" for c in dict.fromkeys(word) if c not in known]
-                raise ValueError(f"label {text!r}: no token for {', '.join(unknown)}, leave it out")
+                raise ValueError(f"label {text!r}: no token for {', '.join(unknown)}, leave it out ({_NEW_TOKENIZER})")
         labels = np.full((len(rows), max(map(len, rows), default=0)), IGNORED)
         for label, row in zip(labels, rows, strict=True):
             label[: len(row)] = row
