@@ -23,7 +23,7 @@ done
 
 if command -v apt-get >/dev/null; then
   [[ -n $(apt-cache pkgnames fonts-noto-core) ]] || apt-get update -q
-  wanted=$(for script in "${scripts[@]}"; do awk 1 "$lists/$script.txt"; done | sort -u)
+  wanted=$(for script in "${scripts[@]}"; do cat "$lists/$script.txt"; echo; done | sed '/^$/d' | sort -u)
   known=$(comm -12 <(echo "$wanted") <(apt-cache pkgnames | sort))
   missing=$(comm -23 <(echo "$wanted") <(echo "$known"))
   [[ -z $missing ]] || echo "not in this system's package lists, left out:" $missing >&2

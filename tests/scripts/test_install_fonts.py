@@ -32,6 +32,15 @@ def test_debian_and_web_fonts_are_installed_and_what_is_unknown_is_named(tmp_pat
     assert f"--fonts {tmp_path}/web" in result.stdout
 
 
+def test_lists_are_joined_line_by_line(tmp_path: Path):
+    lists = [SCRIPT.parent / "fonts" / f"{name}.txt" for name in ("greek", "korean")]
+    names = sorted(name for path in lists for name in path.read_text().split())
+    tools = {"apt-get": "", "apt-cache": "; ".join(f"echo {name}" for name in names)}
+    result = run(tmp_path, "greek", "korean", tools=tools)
+    assert "package lists, left out" not in result.stderr
+    assert f"apt-get install -y -q --no-install-recommends {' '.join(names)}" in (tmp_path / "log").read_text()
+
+
 def test_it_says_what_it_leaves_out(tmp_path: Path):
     result = run(tmp_path, tools={})
     assert result.returncode == 0
