@@ -447,7 +447,7 @@ def tune_stage(run: Run) -> dict[str, Any]:
         )
 
     training = replace(run.training, resume=begun)
-    trainer = Trainer(training, model.requires_grad_(True).train(), batches)
+    trainer = Trainer(training, model.requires_grad_(True).train(), batches, freeze_statistics=True)
     try:
         trainer.train()
     except SystemExit:

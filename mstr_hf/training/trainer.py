@@ -160,6 +160,8 @@ class Trainer:
         samples: Called like `evaluate`, gives pictures with their readings for TensorBoard.
         evaluate_first: Evaluates before the first step, and says at the end whether the model is worse than it was.
         options: Further dataclasses of options that decide what is trained: a run that goes on says if they differ.
+        freeze_statistics: Normalises batches with the statistics that the model has, and leaves these as they are: those
+            of a short training, of few words of like widths at a time, are poorer than those of the long one before it.
 
     Attributes:
         history: What evaluations found: a list of `(step, metrics)`.
@@ -181,6 +183,7 @@ class Trainer:
         samples: Callable[[Any], Sequence[Sample]] | None = None,
         evaluate_first: bool = False,
         options: Sequence[Any] = (),
+        freeze_statistics: bool = False,
     ):
         torch.set_num_threads(args.num_threads)
         logging.disable_progress_bar()  # of files saved and loaded: it would lie across the log
@@ -211,6 +214,7 @@ class Trainer:
         self.batches, self.evaluate, self.samples = batches, evaluate, samples
         self.metric = metric
         self.evaluate_first = evaluate_first
+        self.freeze_statistics = freeze_statistics
         self.output_dir = Path(args.output_dir)
         self.options = (args, *options)
         self.worse = False
@@ -263,7 +267,7 @@ class Trainer:
 
     def _train(self, batches: Iterator[Batch]) -> None:
         args = self.args
-        self.model.train()
+        self._train_mode()
         losses = torch.zeros((), dtype=torch.float64, device=self.device)  # added up without waiting for the device
         images, steps, waited, begun = 0, 0, 0.0, time.monotonic()
         while self.step < args.max_steps:
@@ -324,6 +328,13 @@ class Trainer:
             self._replace(self.output_dir / "final", self.bare.save_pretrained)
         self._warn_if_worse()
         self.accelerator.wait_for_everyone()
+
+    def _train_mode(self) -> None:
+        self.model.train()
+        if self.freeze_statistics:
+            for module in self.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
 
     def _introduce(self) -> None:
         """Says what runs on what."""
@@ -405,7 +416,7 @@ class Trainer:
             with torch.no_grad():
                 metrics = self.evaluate(self.bare)
                 samples = self.samples(self.bare) if self.samples else ()
-            self.bare.train()
+            self._train_mode()
             self.log.evaluation(self.step, metrics)
             self.log.samples(self.step, samples)
             self.history.append((self.step, metrics))

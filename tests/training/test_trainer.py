@@ -194,6 +194,27 @@ def test_log_line_is_the_mean_since_the_last(tmp_path, straight):
     )
 
 
+def test_statistics_stay_where_they_are_to_be_frozen(tmp_path):
+    model = make_spotter()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers() if "running" in name}
+    weight = model.backbone.stem.norm.weight.detach().clone()
+    seen = []
+
+    def evaluate(model: SpotterModel) -> dict[str, float]:
+        seen.append(model.backbone.stem.norm.training)
+        return {"wrr": 0.0}
+
+    settings = arguments(tmp_path, eval_steps=2)
+    trained = Trainer(settings, model, batches, evaluate, freeze_statistics=True).train()
+    assert before and seen == [False] * 3
+    for name, buffer in trained.named_buffers():
+        assert "running" not in name or torch.equal(buffer, before[name]), name
+    assert trained.training and not torch.equal(trained.backbone.stem.norm.weight, weight)
+    # Else they follow the batches.
+    followed = Trainer(arguments(tmp_path / "followed"), make_spotter(), batches).train()
+    assert not torch.equal(followed.backbone.stem.norm.running_mean, before["backbone.stem.norm.running_mean"])
+
+
 def test_best_checkpoint_is_by_the_metric(tmp_path):
     figures = iter([0.2, 0.7, 0.4])
     weights = []
