@@ -18,6 +18,7 @@ from mstr_hf import (
     MCLIPModel,
     PrototypeBank,
     RefinerModel,
+    SpotterConfig,
     SpotterModel,
     build_vocabulary,
     load_charsets,
@@ -258,6 +259,44 @@ def test_banks_are_compared_from_equal_starts(run, bank):
     assert len(figures(folder / "learned")["loss"]) == 2
     resumed = run("compare_banks", "--bank", bank, "--output_dir", folder, *WORDS, "--architecture", SHAPE, "--resume")
     assert resumed.strip().endswith(table.strip())
+
+
+def test_decoders_are_compared_on_equal_words(run, bank, labelled):
+    folder = bank.with_name("decoders")
+    shapes = ["--spotter_architecture", SHAPE, "--architecture", "hidden_size=16,intermediate_size=16"]
+    options = ["--bank", bank, "--output_dir", folder, *WORDS, *shapes, "--photographs", labelled]
+    printed = run("compare_decoders", *options)
+    table = (folder / "table.md").read_text()
+    assert "reads 20 of 30 words" in printed and printed.endswith(table + "\n")
+    rows = [line.split(" | ") for line in table.splitlines()[4:]]
+    spent = {row[0].strip("| "): float(row[1]) for row in rows}
+    assert len(rows) == 6 and "20 labels" in table
+    assert spent["CTC frames"] == spent["CTC frames, trained beside the Refiner"] < spent["the Refiner"]
+    assert spent["parallel queries"] == pytest.approx(spent["CTC frames"], rel=0.25)
+    assert spent["CTC frames, as much compute as with the Refiner"] == pytest.approx(spent["the Refiner"], rel=0.25)
+    # What is trained is not trained again.
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*/final/model.safetensors")}
+    assert len(before) == 5
+    assert run("compare_decoders", *options).endswith(table + "\n")
+    assert before == {path: path.stat().st_mtime_ns for path in folder.glob("*/final/model.safetensors")}
+
+
+def test_parallel_queries_learn_to_read(bank):
+    compare = load("compare_decoders")
+    shape = mapping(SHAPE, "shape", list(SpotterConfig.__annotations__))
+    makers = compare.Makers(PrototypeBank.from_pretrained(bank), shape, {})
+    model = makers.spotter(compare.QuerySpotter).train()
+    pixels = torch.rand(4, 1, 32, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mask = torch.ones(4, 64, dtype=torch.bool)
+    labels = torch.tensor([[130, 131, 131], [132, -100, -100], [129, 128, -100], [131, 130, 129]])
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(80):
+        loss = model(pixels, mask, labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    ids = model(pixels, mask).top_k_ids[..., 0]
+    assert [row[row > 0].tolist() for row in ids] == [row[row > 0].tolist() for row in labels]
 
 
 def test_refiner_on_simulated_readings(run, spotter):
