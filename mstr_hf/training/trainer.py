@@ -160,8 +160,8 @@ class Trainer:
         samples: Called like `evaluate`, gives pictures with their readings for TensorBoard.
         evaluate_first: Evaluates before the first step, and says at the end whether the model is worse than it was.
         options: Further dataclasses of options that decide what is trained: a run that goes on says if they differ.
-        freeze_statistics: Normalises batches with the statistics that the model has, and leaves these as they are: those
-            of a short training, of few words of like widths at a time, are poorer than those of the long one before it.
+        freeze_statistics: Normalises batches with the statistics that the model has, and leaves these as they are:
+            those of a short training, of few words of like widths at a time, are poorer than those of a long one.
 
     Attributes:
         history: What evaluations found: a list of `(step, metrics)`.
