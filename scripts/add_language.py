@@ -8,7 +8,8 @@ The language needs a charset (mstr_hf/charsets), fonts and a word list: see "Add
     fonts        which fonts draw the language, and what none of them draws
     rows         a row for each new character; old rows stay as they are
     before       reading of all languages with the rows only, and of the old ones without them
-    tune         trains Spotter and Refiner together on words of the new language and, in part, of the old ones
+    tune         trains Spotter and Refiner together on words of the new language and, in part, of the old ones, in
+                 which the checkpoint is their teacher
     after        reading of all languages after tuning
     checkpoint   the new checkpoint with its card, ready for the Hub
 
@@ -61,6 +62,7 @@ from mstr_hf.training.bank_rows import (
     prompt_rows,
     spotter_rows,
 )
+from mstr_hf.training.distillation import Distillation
 from mstr_hf.training.finish import checkpoint_name
 from mstr_hf.training.language_model import build_language_model
 from mstr_hf.training.mclip import check_places, vocabulary_of
@@ -447,7 +449,8 @@ def tune_stage(run: Run) -> dict[str, Any]:
         )
 
     training = replace(run.training, resume=begun)
-    trainer = Trainer(training, model.requires_grad_(True).train(), batches, freeze_statistics=True)
+    model = model.requires_grad_(True).train()
+    trainer = Trainer(training, model, batches, freeze_statistics=True, loss=Distillation(model, run.model))
     try:
         trainer.train()
     except SystemExit:

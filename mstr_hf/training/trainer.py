@@ -71,6 +71,11 @@ def learning_rate_factor(step: int, warmup_steps: int, max_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
+def own_loss(model: Any, batch: Batch) -> torch.Tensor:
+    """The loss that a model gives for a batch."""
+    return model(**batch).loss
+
+
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
     """Moves a batch; pictures travel as bytes, a quarter of the size, and become -1 to 1 there, 0 in the padding."""
     batch = send_to_device(batch, device, non_blocking=True)
@@ -162,6 +167,8 @@ class Trainer:
         options: Further dataclasses of options that decide what is trained: a run that goes on says if they differ.
         freeze_statistics: Normalises batches with the statistics that the model has, and leaves these as they are:
             those of a short training, of few words of like widths at a time, are poorer than those of a long one.
+        loss: What a batch costs: called with the model, or what wraps it for several processes, and the batch. By
+            default the model's own.
 
     Attributes:
         history: What evaluations found: a list of `(step, metrics)`.
@@ -184,6 +191,7 @@ class Trainer:
         evaluate_first: bool = False,
         options: Sequence[Any] = (),
         freeze_statistics: bool = False,
+        loss: Callable[[Any, Batch], torch.Tensor] = own_loss,
     ):
         torch.set_num_threads(args.num_threads)
         logging.disable_progress_bar()  # of files saved and loaded: it would lie across the log
@@ -214,7 +222,7 @@ class Trainer:
         self.batches, self.evaluate, self.samples = batches, evaluate, samples
         self.metric = metric
         self.evaluate_first = evaluate_first
-        self.freeze_statistics = freeze_statistics
+        self.freeze_statistics, self.loss = freeze_statistics, loss
         self.output_dir = Path(args.output_dir)
         self.options = (args, *options)
         self.worse = False
@@ -281,7 +289,7 @@ class Trainer:
                 batch = to_device(batch, self.device)
                 with self.accelerator.no_sync(self.model) if passes else nullcontext():
                     with self.accelerator.autocast():
-                        loss = self.model(**batch).loss / args.gradient_accumulation_steps
+                        loss = self.loss(self.model, batch) / args.gradient_accumulation_steps
                     self.accelerator.backward(loss)
                 losses += loss.detach()
                 images += len(batch["pixel_values"]) * self.processes
