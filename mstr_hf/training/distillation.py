@@ -40,6 +40,7 @@ class Distillation:
     def __call__(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """The loss of a batch with `labels`; `model` is the student, or what wraps it."""
         output = model(**batch)
+        frames, inside = self._frames(self._student)
         labels = batch["labels"]
         known = (labels - TOKEN_OFFSET < self.rows).all(1)
         if not known.any():
@@ -49,20 +50,21 @@ class Distillation:
         with torch.no_grad():
             images = batch["pixel_values"][known], batch["pixel_mask"][known]
             taught = self.teacher.to(labels.device)(*images, decoder_input_ids=before)
-            said = self._frames(self.teacher)
-        apart = _divergence(said, self._frames(self._student)[known])
+            said, _ = self._frames(self.teacher)
+        apart = _divergence(said, frames[known])
         # Blanks outnumber characters several times: each kind has half, as in the Spotter's own loss.
         blank = said[..., 0].exp() > 0.5
-        inside = self._spotted[self.teacher].frame_mask
-        characters, blanks = (_mean(apart, inside & kind) for kind in (~blank, blank))
+        characters, blanks = (_mean(apart, inside[known] & kind) for kind in (~blank, blank))
         steps = _divergence(taught.logits.log_softmax(-1), output.logits[known].log_softmax(-1))
         used = F.pad(labels != IGNORED, (1, 0), value=True)
         return output.loss + 0.5 * (characters + blanks) + _mean(steps, used)
 
-    def _frames(self, model: RefinerModel) -> torch.Tensor:
-        """Log-probabilities of blank and rows at the frames that a model has just seen, `[B, T, 1 + N]`."""
-        spotted = self._spotted[model]
-        return model.spotter.log_probs(spotted.similarity, spotted.blank_similarity)
+    def _frames(self, model: RefinerModel) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a model has just said of each frame: log-probabilities of blank and rows, `[B, T, 1 + N]`; and whether
+        the frame is one of the image, `[B, T]`.
+        """
+        spotted = self._spotted.pop(model)
+        return model.spotter.log_probs(spotted.similarity, spotted.blank_similarity), spotted.frame_mask
 
 
 def _divergence(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:

@@ -75,6 +75,12 @@ def test_gate_is_the_lowest_that_keeps_the_gain(script, spotter, refiner, gate):
     assert script.choose_gate(gates) == gate
 
 
+def test_a_gate_may_cost_what_is_less_than_chance(script):
+    rates = {0.2: 0.8, 0.6: 0.8481, 0.9: 0.85, 1.0: 0.8475}
+    gates = [script.Gate(threshold, threshold, wrr) for threshold, wrr in rates.items()]
+    assert script.choose_gate(gates) == 0.6
+
+
 def test_run_changes_nothing_but_the_config(script, tiny_refiner, tmp_path, monkeypatch, capsys):
     class Words:
         def __init__(self, fonts, sources, split, severity, joiners, characters):
