@@ -24,7 +24,10 @@ from transformers.utils import logging
 from mstr_hf.hub import cache
 from mstr_hf.reading import Reading, read_images, reading_dtype, visible_files
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (
+    *(".avif", ".bmp", ".gif", ".ico", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm"),
+    *(".ppm", ".tga", ".tif", ".tiff", ".webp"),
+)
 """What is read of a folder."""
 
 _EXIT_CODES = "exit codes: 0 all done, 1 some inputs failed (named on stderr), 2 nothing could be done"
@@ -501,10 +504,10 @@ def _read_photographs(
             found = detector.find(photograph) if detector else (boxes or {}).get(path.resolve(), [])
             if not found:
                 raise ValueError(f"no words {'found' if detector else f'in {arguments.boxes}'}")
+            crops = [detection.cut_out(photograph, box) for box in found]
         except ValueError as error:
             yield path, ValueError(f"{path}: {error}")
             continue
-        crops = [detection.cut_out(photograph, box) for box in found]
         words = list(reader.read(crops, arguments.batch_size, arguments.alternatives))
         scripts = ["Zyyy" if isinstance(word, ValueError) else word["script"] for word in words]
         order = detection.reading_order(found, scripts)
@@ -516,7 +519,10 @@ def _read_photographs(
                 yield path, {**word, "line": line, "box": found[index].round(1).tolist()}
         if arguments.draw:
             drawn = detection.draw(photograph, [found[index] for _, index in order])
-            drawn.save(Path(arguments.draw, f"{number:04}_{path.stem}.png"))
+            try:
+                drawn.save(Path(arguments.draw, f"{number:04}_{path.stem}.png"))
+            except OSError as error:
+                yield path, ValueError(f"{path}: no drawing of it in {arguments.draw} ({error.strerror})")
 
 
 def _find_images(argument: str) -> list[Path]:
@@ -527,7 +533,8 @@ def _find_images(argument: str) -> list[Path]:
     if os.path.exists(argument):
         return [Path(argument)]
     # A quoted pattern, or one that the shell has no match for.
-    return [image for match in sorted(glob.glob(argument, recursive=True)) for image in _find_images(match)]
+    found = (image for match in sorted(glob.glob(argument, recursive=True)) for image in _find_images(match))
+    return list(dict.fromkeys(found))  # "**" matches folders and what is in them
 
 
 def _json_line(path: Path, reading: Reading) -> str:
@@ -535,7 +542,8 @@ def _json_line(path: Path, reading: Reading) -> str:
 
 
 def _text_line(path: Path, reading: Reading) -> str:
-    fields = [str(path), reading["text"], reading["script"], f"{reading['score']:.3f}"]
+    name = str(path).translate({ord(sign): f"\\{letter}" for sign, letter in zip("\n\r\t", "nrt", strict=True)})
+    fields = [name, reading["text"], reading["script"], f"{reading['score']:.3f}"]
     return "\t".join(fields + [alternative["text"] for alternative in reading["alternatives"]])
 
 
@@ -559,7 +567,7 @@ def _load_model(
         raise CommandError(f"{name} is a {type(model).__name__}: name a model that reads words")
     try:
         return model.to(device, dtype, memory_format=torch.channels_last), processor  # convolutions like it by 5 to 9%
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise CommandError(f"--device {device}: {_one_line(error)}") from error
 
 

@@ -79,7 +79,15 @@ def open_photograph(path: str | os.PathLike[str]) -> Image.Image:
 
 
 def cut_out(photograph: Image.Image, box: np.ndarray) -> Image.Image:
-    """Cuts out a quadrilateral `[4, 2]` as an upright rectangle."""
+    """Cuts out a quadrilateral `[4, 2]` as an upright rectangle.
+
+    Raises:
+        ValueError: If no part of it is in the photograph, or it is far larger than that.
+    """
+    if (box.max(0) <= 0).any() or (box.min(0) >= photograph.size).any():
+        raise ValueError(f"the box {box.round().tolist()} lies outside of the photograph")
+    if np.ptp(box, axis=0).max() > 2 * max(photograph.size):
+        raise ValueError(f"the box {box.round().tolist()} is larger than the photograph")
     upper_left, upper_right, lower_right, lower_left = box
     width = max(np.linalg.norm(upper_right - upper_left), np.linalg.norm(lower_right - lower_left))
     height = max(np.linalg.norm(lower_left - upper_left), np.linalg.norm(lower_right - upper_right))
@@ -196,7 +204,7 @@ def read_boxes(file: str | os.PathLike[str]) -> dict[Path, list[np.ndarray]]:
         OSError: If the file cannot be read.
     """
     boxes: dict[Path, list[np.ndarray]] = {}
-    for number, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(Path(file).read_text(encoding="utf-8-sig").splitlines(), 1):
         if line.strip():
             try:
                 record = json.loads(line)
@@ -214,6 +222,8 @@ def _box(numbers: Any) -> np.ndarray:
     box = np.array(numbers, float)
     if box.shape == (4,):
         left, top, right, bottom = box
+        if left >= right or top >= bottom:
+            raise ValueError(f"no box, as left is not before right and top not above bottom: {numbers}")
         box = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
     if box.shape != (4, 2) or not np.isfinite(box).all() or np.ptp(box, axis=0).min() < 1:
         raise ValueError(f"no box: {numbers}")

@@ -8,7 +8,9 @@ an averaged Spotter was trained on another one: calibrate and evaluate it again.
 """
 
 import argparse
+from pathlib import Path
 
+from mstr_hf.hub.publish import assemble
 from mstr_hf.models.modeling_refiner import RefinerModel
 from mstr_hf.models.modeling_spotter import SpotterModel
 
@@ -32,8 +34,10 @@ def main() -> None:
         averaged.save_pretrained(args.output)
         return
     refiner = RefinerModel.from_pretrained(args.refiner)
+    if refiner.get_bank().digest() != averaged.get_bank().digest():
+        parser.error(f"--refiner {args.refiner} has another bank than the Spotters")
     refiner.spotter.load_state_dict(averaged.state_dict())
-    refiner.save_pretrained(args.output)
+    assemble(refiner, Path(args.output))
 
 
 def average(first: SpotterModel, second: SpotterModel, share: float) -> SpotterModel:

@@ -22,6 +22,7 @@ Python, as in
 """
 
 import argparse
+import contextlib
 import importlib
 import itertools
 import json
@@ -231,7 +232,7 @@ def tesseract(arguments: argparse.Namespace) -> Read:
         program = Tesseract()
     except PeerMissing as error:
         raise Missing(str(error)) from None
-    languages = json.loads(arguments.languages)
+    languages = json.loads(Path(arguments.languages).read_text(encoding="utf-8"))
 
     def read(paths: Sequence[str], batch_size: int) -> list[str]:
         texts: list[str] = []
@@ -397,8 +398,9 @@ class Worker:
         """Reads images: `seconds`, `cpu` seconds, peak `memory` in bytes; and `texts` if they are wanted."""
         assert self._process.stdin is not None
         request = {"paths": list(paths), "batch_size": batch_size, "texts": texts}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # of a process that has ended, whose answer says so
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
@@ -540,11 +542,12 @@ def benchmark(arguments: argparse.Namespace, paths: Sequence[str]) -> dict[str, 
     records = [json.loads(line) for line in lines if line.strip()]
     characters = round(statistics.mean(len(record["gt_text"]) for record in records)) if records else 7
     languages = {record["filename"]: record["lang"] for record in records}
-    options = ["--characters", str(characters), "--languages", json.dumps(languages)]
+    exports = tempfile.TemporaryDirectory()
+    of_images = Path(exports.name, "languages.json")  # a command line takes only so much
+    of_images.write_text(json.dumps(languages), encoding="utf-8")
+    options = ["--characters", str(characters), "--languages", str(of_images), "--exports", exports.name]
     options += ["--model", arguments.model] if arguments.model else []
     pythons = dict(arguments.python)
-    exports = tempfile.TemporaryDirectory()
-    options += ["--exports", exports.name]
     chosen = [name for name in arguments.systems or SYSTEMS if arguments.device == "cpu" or name not in WITHOUT_GPU]
     start = start_up(paths[0], arguments) if "mstr" in chosen else None
     there = {Path(path).name for path in paths}
@@ -916,8 +919,11 @@ def roofline(model: Any, inputs: Any, device: str, repeats: int) -> dict[str, An
         }
         table = {}
         for name, call in parts.items():
+            as_it_was = model.config._attn_implementation
+            model.set_attn_implementation("eager")  # of another one, nothing is counted on a CPU
             with FlopCounterMode(display=False) as counter:
                 call()
+            model.set_attn_implementation(as_it_was)
             seconds = min(timed(call, device) for _ in range(repeats + 2))
             flops, moved = counter.get_total_flops(), bytes_moved(call)
             bound = max(flops / peak, moved / bandwidth)

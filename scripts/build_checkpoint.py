@@ -14,8 +14,9 @@ repositories of the family are made likewise, the first two of a Refiner too:
 
 Refiners and Spotters are stored in float16, and load in float32.
 
-The card is model_cards/NAME.md, where NAME is the output folder's; a plain one if there is no such file. The results
-are kept in eval_results.json: with them and the folder itself as the source, its card is written anew.
+The card is model_cards/NAME.md, where NAME is the output folder's; where there is no such file, models get a plain one
+and all else none. The results are kept in eval_results.json: with them and the folder itself as the source, its card is
+written anew.
 """
 
 import argparse

@@ -91,7 +91,13 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="folder of the trained Refiner; its config is changed")
     parser.add_argument("--fonts", nargs="*", default=[], help="folders with fonts beside the system's")
     parser.add_argument("--words", type=int, default=400, help="words a language")
-    parser.add_argument("--views", type=int, default=len(VIEWS), help="views of a word below the gate, 1 to 4")
+    parser.add_argument(
+        "--views",
+        type=int,
+        choices=range(1, len(VIEWS) + 1),
+        default=len(VIEWS),
+        help="views of a word below the gate",
+    )
     args = parser.parse_args()
 
     model = RefinerModel.from_pretrained(args.model).eval()

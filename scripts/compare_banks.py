@@ -90,12 +90,13 @@ def main() -> None:
             lambda model: reading_accuracy(model, words.heldout, words.vocabulary),
         )
         trainer.train()
-        lines = (output / arm / "log.jsonl").read_text(encoding="utf-8").splitlines()
-        losses = [math.nan, *(entry["loss"] for entry in map(json.loads, lines) if "loss" in entry)]
-        figures[arm] = {"loss": losses[-1], **trainer.history[-1][1]}
         if trainer.accelerator.is_main_process:
+            lines = (output / arm / "log.jsonl").read_text(encoding="utf-8").splitlines()
+            losses = [math.nan, *(entry["loss"] for entry in map(json.loads, lines) if "loss" in entry)]
+            figures[arm] = {"loss": losses[-1], **trainer.history[-1][1]}
             (output / "table.md").write_text(table(args, figures), encoding="utf-8")
-    print((output / "table.md").read_text(encoding="utf-8"))
+    if figures:  # in the main process
+        print((output / "table.md").read_text(encoding="utf-8"))
 
 
 def table(args: TrainingArguments, figures: dict[str, dict[str, float]]) -> str:

@@ -55,6 +55,11 @@ READINGS = {
 }
 # Characters that queries can read.
 QUERIES = 32
+# Options that change nothing in what an arm comes to.
+UNRELATED = (
+    *("output_dir", "config", "resume", "time_limit", "push_to_hub", "arms"),
+    *("log_steps", "save_steps", "save_total_limit", "num_workers", "num_threads"),
+)
 # What compute is counted on: the middle of the widths and lengths of words.
 WIDTH, LENGTH = 96, 7
 
@@ -124,7 +129,8 @@ def compute(model: SpotterModel | RefinerModel) -> float:
     batch = {"pixel_values": pixels, "pixel_mask": torch.ones(1, pixels.shape[-1], dtype=torch.bool)}
     if isinstance(model, RefinerModel):
         batch["decoder_input_ids"] = torch.full((1, LENGTH + 1), TOKEN_OFFSET)
-    still = copy.deepcopy(model).requires_grad_(False).eval()  # the counter follows what goes into modules
+    still = copy.deepcopy(model).cpu().requires_grad_(False).eval()  # the counter follows what goes into modules
+    still.set_attn_implementation("eager")  # and counts nothing for another one on a CPU
     with FlopCounterMode(display=False) as counter:
         still(**batch)
     return counter.get_total_flops() / 1e6
@@ -185,16 +191,26 @@ def main() -> None:
     sets: dict[str, Sequence[Word]] = {"unseen fonts": words.heldout}
     for path in options.photographs:
         photographs = RealWords([path], words.vocabulary)
-        sets[Path(path).stem] = found = [
+        name = Path(path).stem
+        if name in sets:
+            raise ValueError(f"--photographs: two sets are called {name}: rename a manifest")
+        sets[name] = found = [
             word for word in photographs.some(len(photographs)) if word.lang in bank.all_languages
         ]
+        if not found:
+            raise ValueError(f"--photographs {path}: no word in it has the bank's characters and languages")
         print(f"{path}: reads {len(found)} of {len(photographs.table)} words, those in the bank's characters")
     output = Path(args.output_dir)
     figures: dict[str, dict[str, Any]] = {}
     for arm in options.arms:
         result = output / arm / "figures.json"
         model = makers.make(arm)
-        if (kept := read_json(result)) is None:
+        asked = {**dataclasses.asdict(args), **dataclasses.asdict(data), **dataclasses.asdict(options)}
+        asked = {name: asked[name] for name in asked if name not in UNRELATED}
+        kept = read_json(result)
+        if kept is not None and (other := [name for name in asked if kept["options"].get(name) != asked[name]]):
+            raise ValueError(f"{output / arm} was made with other {', '.join(other)}: name another --output_dir")
+        if kept is None:
             set_seed(args.seed)
             settings = dataclasses.replace(args, output_dir=str(output / arm))
             readers: dict[str, Callable[..., dict[str, float]]] = {"spotter": reading_accuracy}
@@ -208,7 +224,7 @@ def main() -> None:
                     for reader, accuracy in readers.items()
                 }
             kept["compute"] = {"spotter": compute(getattr(model, "spotter", model)), "refiner": compute(model)}
-            kept |= {"parameters": model.num_parameters(), "minutes": trainer.seconds / 60}
+            kept |= {"options": asked, "parameters": model.num_parameters(), "minutes": trainer.seconds / 60}
             write_json(result, kept)
         figures[arm] = kept
         (output / "table.md").write_text(table(args, figures, sets), encoding="utf-8")

@@ -58,6 +58,9 @@ def main() -> None:
     rows = [row for row in rows if row not in missing]
     # A language that is new to the bank has, of the bank's characters, those of its charset.
     for lang in sorted({lang for row in rows for lang in row.languages} - set(bank.all_languages)):
+        if joiners := set(load_charset(lang).joiners) - set(bank.joiners):
+            named = ", ".join(f"U+{ord(joiner):04X}" for joiner in sorted(joiners))
+            print(f"{lang} writes {named} too, which this bank leaves out of labels: add_language.py would add them")
         known = [place for place, one in enumerate(bank.characters) if one in load_charset(lang).characters]
         bank = bank.extend(
             bank.prototypes[known],

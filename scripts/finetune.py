@@ -69,10 +69,13 @@ def main() -> None:
     if data.overfit_images and args.push_to_hub:
         raise SystemExit("overfit_images is a self-check, after which a model knows little else: leave push_to_hub out")
     set_seed(args.seed)
-    model = RefinerModel.from_pretrained(checkpoint.checkpoint)
-    if checkpoint.bank is not None:
-        model.set_bank(PrototypeBank.from_pretrained(checkpoint.bank))
-    words = word_data(data, model.get_bank(), image_height(model))
+    try:
+        model = RefinerModel.from_pretrained(checkpoint.checkpoint)
+        if checkpoint.bank is not None:
+            model.set_bank(PrototypeBank.from_pretrained(checkpoint.bank))
+        words = word_data(data, model.get_bank(), image_height(model))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"finetune.py: {error}") from error
     batches = words.batches(args)
 
     def without_frames(first: int, process: int, processes: int) -> Iterator[Batch]:

@@ -6,6 +6,7 @@
 # SCRIPT is a list of scripts/fonts, such as indic; without one: arabic indic latin. Web fonts go to FOLDER, fontsource
 # in the user's data folder by default. Packages that this system does not have are named and left out.
 set -euo pipefail
+[[ ${1:-} != --help ]] || { sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit; }
 lists="$(cd "$(dirname "$0")" && pwd)/fonts"
 web="${XDG_DATA_HOME:-$HOME/.local/share}/fontsource"
 if [[ ${1:-} == --web ]]; then

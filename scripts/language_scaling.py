@@ -16,6 +16,7 @@ anything: where any training of a comparison has them, no conclusion is drawn.
 import argparse
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -238,7 +239,12 @@ def run_script(command: Sequence[str]) -> None:
         SystemExit: If it fails; the message names the command.
     """
     print(shlex.join(command), flush=True)
-    if subprocess.run([sys.executable, *command], check=False).returncode:
+    # Which is told when this process is: a training saves then, and is not there to be met by the next one.
+    script = subprocess.Popen([sys.executable, *command])
+    before = signal.signal(signal.SIGTERM, lambda *_: script.terminate())
+    failed = script.wait()
+    signal.signal(signal.SIGTERM, before)
+    if failed:
         raise SystemExit(f"failed: {shlex.join(command)}; give the same command again to go on from here")
 
 

@@ -6,6 +6,7 @@
 #
 # PYTHON names the interpreter, CONFIG one or more config files instead of scripts/configs/tiny.yaml.
 set -euo pipefail
+[[ ${1:-} != --help ]] || { sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit; }
 folder=${1:?name a folder for the runs}
 shift
 fonts=()

@@ -90,6 +90,13 @@ def test_files_patterns_and_subfolders(model, folder, capsys):
     assert [path for path, *_ in lines] == [str(folder / f"{n}.png") for n in (12, 10, 11)] + [str(nested)]
 
 
+def test_a_pattern_reads_an_image_once_and_names_stay_on_their_line(model, folder, capsys):
+    _picture(folder / "a" / "1.jfif", 77)
+    _picture(folder / "a" / "b\tc\nd.png", 78)
+    _, lines, _ = _run(capsys, folder / "a" / "**")
+    assert [fields[0] for fields in lines] == [str(folder / "a" / "1.jfif"), str(folder / "a" / "b\\tc\\nd.png")]
+
+
 def test_json_lines_hold_all_of_a_reading(model, folder, capsys):
     assert cli.main(["read", str(folder / "10.png"), "--json", "--alternatives", "1"]) == 0
     assert json.loads(capsys.readouterr().out) == {

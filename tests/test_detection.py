@@ -77,7 +77,9 @@ def test_lines_are_read_from_above_in_the_direction_of_their_words():
         ("[]", "line 2"),
         ('{"path": "a.png"}', "line 2: KeyError('boxes')"),
         ('{"path": "a.png", "boxes": [[1, 2, 3]]}', "no box: [1, 2, 3]"),
-        ('{"path": "a.png", "boxes": [[1, 2, 1, 5]]}', "no box: [1, 2, 1, 5]"),
+        ('{"path": "a.png", "boxes": [[1, 2, 1, 5]]}', "not above bottom: [1, 2, 1, 5]"),
+        ('{"path": "a.png", "boxes": [[9, 2, 1, 5]]}', "not above bottom: [9, 2, 1, 5]"),
+        ('{"path": "a.png", "boxes": [[[1, 2], [1, 2], [1, 5], [1, 5]]]}', "no box: [[1, 2]"),
     ],
 )
 def test_wrong_boxes_are_named(tmp_path, text, said):
@@ -157,6 +159,21 @@ def test_boxes_of_a_file_are_read_in_order_and_drawn(page, capsys):
     changed = np.abs(drawn - before).max(2) > 0
     left, top, right, bottom = boxes[0]
     assert changed[top, left:right].all() and not changed[top + 20 : bottom - 20, left + 20 : right - 20].any()
+
+
+def test_boxes_outside_of_a_photograph_leave_the_others_to_be_read(page, capsys):
+    folder, boxes = page
+    images = [folder / "page.png", folder / "far.png", folder / "huge.png"]
+    for image in images[1:]:
+        image.write_bytes(images[0].read_bytes())
+    records = [{"path": "page.png", "boxes": boxes}, {"path": "far.png", "boxes": [[1e4, 1e4, 2e4, 2e4]]}]
+    records.append({"path": "huge.png", "boxes": [boxes[0], [0, 0, 1e300, 10]]})
+    (folder / "some.jsonl").write_text("\ufeff" + "\n".join(map(json.dumps, records)), encoding="utf-8")
+    code, words, err = read(capsys, *images, "--boxes", folder / "some.jsonl")
+    assert code == 1 and len(words) == len(boxes)
+    far, huge = err.splitlines()
+    assert far.startswith(f"{images[1]}: the box [[10000.0") and far.endswith("lies outside of the photograph")
+    assert huge.startswith(f"{images[2]}: the box ") and huge.endswith("is larger than the photograph")
 
 
 def test_words_are_found(page, capsys):

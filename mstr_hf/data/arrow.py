@@ -13,6 +13,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import sys
 import threading
@@ -171,6 +172,8 @@ def write_dataset(
     if not names or len(set(names)) < len(names):
         raise ValueError(f"parts {', '.join(names) or 'missing'}: give one or more, each with a name of its own")
     for name, part in zip(names, parts, strict=True):
+        if not all(re.fullmatch(r"[\w-]+", word) for word in (part.split, part.name)):
+            raise ValueError(f"{name}: split and language name files: use letters, digits, - and _")
         if part.total < 1:
             raise ValueError(f"{name}: no records")
     content = {

@@ -1,5 +1,6 @@
 """Evaluation sets, each a manifest and its images, from the forms in which collections of words are published."""
 
+import hashlib
 import io
 import json
 import logging
@@ -133,7 +134,7 @@ def import_labels(
     def words() -> Iterator[Word | Reject]:
         for path, text in labels:
             if isinstance(text, str):
-                inside = "" if (folder / path).is_file() else "images"
+                inside = "" if os.path.isfile(folder / path) else "images"
                 yield _listed_word(folder / inside, path, text, lang)
             else:
                 yield Reject(path, "no label", f"{text!r} is no string")
@@ -321,6 +322,9 @@ def _save(word: Word, folder: Path, dataset: str) -> dict[str, str]:
     if not path.suffix:
         with Image.open(io.BytesIO(word.image)) as picture:
             path = path.with_name(f"{path.name}.{str(picture.format).lower().replace('jpeg', 'jpg')}")
+    if path.exists() and path.read_bytes() != word.image:  # of another word: one of the two had no suffix
+        name = hashlib.sha256(word.id.encode()).hexdigest()[:8]
+        path = path.with_name(f"{path.stem}-{name}{path.suffix}")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(word.image)
     entry = {

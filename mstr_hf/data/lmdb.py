@@ -229,6 +229,8 @@ def convert_arrow(source: str | os.PathLike[str], output: str | os.PathLike[str]
                 writers: dict[str, _Writer] = {}
                 for batch in rows.with_format("arrow").iter(batch_size=_BATCH):
                     columns = [batch[name].to_pylist() for name in ("image", "text", "lang")]
+                    if any(None in column for column in columns):
+                        raise ValueError(f"{source}: a record of split {split} has no image, text or lang: mend it")
                     for lang in dict.fromkeys(columns[2]):
                         if not re.fullmatch(r"[\w-]+", str(lang)):
                             raise ValueError(f"{source}: lang {lang!r} of split {split} cannot name a folder")

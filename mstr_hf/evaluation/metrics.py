@@ -123,8 +123,13 @@ class Calibration:
         ]
 
     def interval(self, photos: Sequence[str | None]) -> tuple[float, float]:
-        """Bootstraps the 95% interval by photograph (see `Score.interval`)."""
-        return _interval(self._error, _by_photograph(self._columns(), photos))
+        """Bootstraps the 95% interval by photograph (see `Score.interval`).
+
+        A mean of absolute differences is too large, the more so the fewer the readings, and once more in draws from
+        them: the interval is the basic one, in which what the draws have too much is taken off.
+        """
+        low, high = _interval(self._error, _by_photograph(self._columns(), photos))
+        return max(0.0, 2 * self.value - high), max(0.0, 2 * self.value - low)
 
     def _columns(self) -> np.ndarray:
         """What each reading adds to the count, confidence and right readings of each bin, `[3 * num_bins, N]`."""

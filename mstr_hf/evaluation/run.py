@@ -19,6 +19,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from PIL import Image
 from tqdm.auto import tqdm
 
+from mstr_hf import models
 from mstr_hf.data.manifest import Record, read_manifest
 from mstr_hf.models.image_processing_mstr import load_image
 from mstr_hf.models.modeling_refiner import RefinerModel
@@ -91,6 +92,7 @@ def evaluate(
     settings = {
         "model": model_digest(model),
         "processor": hashlib.sha256(processor.image_processor.to_json_string().encode()).hexdigest(),
+        "code": _code_digest(),
         "manifests": {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in manifests},
         "num_alternatives": num_alternatives,
         "batch_size": batch_size,
@@ -189,6 +191,12 @@ def model_digest(model: RefinerModel) -> str:
     for key, tensor in sorted(model.state_dict().items()):
         digest.update(key.encode() + tensor.detach().cpu().float().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _code_digest() -> str:
+    """SHA-256 of the code that reads."""
+    files = sorted(Path(models.__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _check_settings(output: Path, settings: dict[str, Any]) -> None:

@@ -252,6 +252,8 @@ def test_parts_must_have_names_of_their_own_and_records(tmp_path):
     for parts, message in (
         ([], "parts missing: give one or more"),
         ([part, part], "parts train/hi, train/hi: give"),
+        ([Part("train", "../x", 1, Numbers())], "train/../x: split and language name files"),
+        ([Part("a/b", "hi", 1, Numbers())], "a/b/hi: split and language name files"),
         ([Part("train", "hi", 0, Numbers())], "train/hi: no records"),
     ):
         with pytest.raises(ValueError, match=message):

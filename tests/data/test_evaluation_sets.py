@@ -66,6 +66,16 @@ def test_gt_with_tabs(folder, tmp_path):
     assert (record.lang, record.dataset, record.photo) == ("hi", "signs", None)
 
 
+def test_a_name_with_and_one_without_a_suffix_are_two_images(folder, tmp_path):
+    (folder / "1").write_bytes(encode(seed=3))
+    (folder / "1.jpg").write_bytes(encode(seed=4))
+    for number, order in enumerate(("1\tone\n1.jpg\ttwo\n", "1.jpg\ttwo\n1\tone\n")):
+        output = tmp_path / f"output{number}"
+        assert str(import_gt(gt(folder, order), output, "hi")) == "2 records = 2 rows + 0 rejects"
+        images = {record.text: record.path.read_bytes() for record in read_manifest(output / "manifest.jsonl")}
+        assert images == {"one": encode(seed=3), "two": encode(seed=4)}
+
+
 def test_gt_with_commas_and_quotes(folder, tmp_path):
     for name in "bcde":
         (folder / f"{name}.jpg").write_bytes(encode())

@@ -230,6 +230,17 @@ def test_interval_of_calibration_holds_its_value() -> None:
     assert low < result.value < high < 0.35
 
 
+def test_interval_of_calibration_does_not_count_chance_twice() -> None:
+    generator = np.random.default_rng(0)
+    held = 0
+    for _ in range(20):
+        confidences = generator.uniform(0.5, 1.0, 1200)
+        correct = generator.random(1200) < confidences - 0.05
+        low, high = calibration(confidences, correct).interval([None] * 1200)
+        held += low <= 0.05 <= high
+    assert held >= 17
+
+
 @pytest.mark.parametrize(
     ("confidences", "correct", "num_bins", "message"),
     [

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from mstr_hf import cli
+from mstr_hf.evaluation import run as evaluation
 from mstr_hf.evaluation.run import EvaluationError, evaluate
 from mstr_hf.hub.card import results_table
 
@@ -160,6 +161,13 @@ def test_a_folder_keeps_to_one_evaluation(run, fake_model, manifests):
         run(changed)
     with pytest.raises(EvaluationError, match="another manifests"):
         run(fake_model(), files=manifests[:1])
+
+
+def test_other_code_is_another_evaluation(run, fake_model, monkeypatch):
+    run(fake_model())
+    monkeypatch.setattr(evaluation, "_code_digest", lambda: "changed")
+    with pytest.raises(EvaluationError, match="another code: name another folder"):
+        run(fake_model())
 
 
 def test_an_image_that_cannot_be_read_is_named_and_left_out(run, fake_model, manifests):

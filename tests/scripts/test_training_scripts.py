@@ -279,6 +279,10 @@ def test_decoders_are_compared_on_equal_words(run, bank, labelled):
     assert len(before) == 5
     assert run("compare_decoders", *options).endswith(table + "\n")
     assert before == {path: path.stat().st_mtime_ns for path in folder.glob("*/final/model.safetensors")}
+    with pytest.raises(ValueError, match="was made with other seed: name another --output_dir"):
+        run("compare_decoders", *options, "--seed", 5)
+    with pytest.raises(ValueError, match="two sets are called labels"):
+        run("compare_decoders", *options, labelled)
 
 
 def test_parallel_queries_learn_to_read(bank):
@@ -369,7 +373,8 @@ def test_a_bank_is_extended_by_the_characters_of_labels(run, mclip, bank, spotte
     entries = [json.loads(line) for line in labelled.read_text().splitlines()][:3]
     foreign = labelled.with_name("foreign.jsonl")
     foreign.write_text("\n".join(json.dumps(entry | {"lang": "hi", "gt_text": "क"}) for entry in entries))
-    run("extend_prototype_bank", *options[:4], "--data", foreign, "--crops", 2, "--output", folder / "hi")
+    said = run("extend_prototype_bank", *options[:4], "--data", foreign, "--crops", 2, "--output", folder / "hi")
+    assert said.startswith("hi writes U+200C, U+200D too, which this bank leaves out of labels")
     grown = PrototypeBank.from_pretrained(folder / "hi")
     readable = {grown.characters[row] for row in grown.language_mask(["hi"]).nonzero()[:, 0].tolist()}
     assert "क" in readable and readable - {"क"} == load_charset("hi").characters & set(old.characters)
