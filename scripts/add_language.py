@@ -1,7 +1,7 @@
 """Adds a language to a trained checkpoint: new rows in its bank, if wanted some tuning; the weights keep their size.
 
     python scripts/add_language.py --checkpoint mstr_hf/pretrained/refiner-6lang --lang kn --output_dir runs/kn \
-        --steps 1700 --bf16 true
+        --steps 2300 --bf16 true
 
 The language needs a charset (mstr_hf/charsets), fonts and a word list: see "Add a language" in the README. The stages:
 
@@ -641,7 +641,8 @@ def card(run: Run, states: dict[str, dict[str, Figures]], parameters: tuple[int,
         shares = ", ".join(f"{lang} {share:.0%}" for lang, share in run.needed("tune")["shares"].items())
         tuning = (
             f"Then came {args.steps:,} steps of training with {args.batch_size} synthetic words each: {shares}. An old "
-            "language got the more, the more of its synthetic words in the table below are lost with the new rows only."
+            "language got the more, the more of its synthetic words in the table below are lost with the new rows only. "
+            f"In words of the old languages {base} was the teacher; the statistics of its batch norms have stayed."
         )
     return f"""---
 {data.to_yaml()}
