@@ -641,7 +641,7 @@ def card(run: Run, states: dict[str, dict[str, Figures]], parameters: tuple[int,
         shares = ", ".join(f"{lang} {share:.0%}" for lang, share in run.needed("tune")["shares"].items())
         tuning = (
             f"Then came {args.steps:,} steps of training with {args.batch_size} synthetic words each: {shares}. An old "
-            "language got the more, the more of its synthetic words in the table below are lost with the new rows only. "
+            "language got the more, the more of its synthetic words in the table below are lost with new rows alone. "
             f"In words of the old languages {base} was the teacher; the statistics of its batch norms have stayed."
         )
     return f"""---
