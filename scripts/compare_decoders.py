@@ -37,13 +37,7 @@ from mstr_hf.training.sources import RealWords, Word
 from mstr_hf.training.trainer import Trainer
 from mstr_hf.training.words import WordArguments, image_height, reading_accuracy, refined_accuracy, word_data
 
-ARMS = {
-    "frames": "CTC frames",
-    "queries": "parallel queries",
-    "refiner": "CTC frames trained beside an attention decoder, and what that makes of their reading",
-    "large": "CTC frames, more layers",
-    "plain": "CTC frames without the alignment loss",
-}
+ARMS = ("frames", "queries", "refiner", "large", "plain")
 # Rows of the table: what is read, and by what of which arm.
 READINGS = {
     "CTC frames": ("frames", "spotter"),
@@ -201,12 +195,12 @@ def main() -> None:
             raise ValueError(f"--photographs {path}: no word in it has the bank's characters and languages")
         print(f"{path}: reads {len(found)} of {len(photographs.table)} words, those in the bank's characters")
     output = Path(args.output_dir)
+    given = {**dataclasses.asdict(args), **dataclasses.asdict(data), **dataclasses.asdict(options)}
+    asked = {name: value for name, value in given.items() if name not in UNRELATED}
     figures: dict[str, dict[str, Any]] = {}
     for arm in options.arms:
         result = output / arm / "figures.json"
         model = makers.make(arm)
-        asked = {**dataclasses.asdict(args), **dataclasses.asdict(data), **dataclasses.asdict(options)}
-        asked = {name: asked[name] for name in asked if name not in UNRELATED}
         kept = read_json(result)
         if kept is not None and (other := [name for name in asked if kept["options"].get(name) != asked[name]]):
             raise ValueError(f"{output / arm} was made with other {', '.join(other)}: name another --output_dir")
