@@ -252,19 +252,32 @@ def _read(
     """What the model reads in each image, or `error`: why it cannot be read."""
     journal = _Journal(folder, state)
     done = journal.entries()
-    keys = list(records)
+    places = _places(records)
     # Similar widths together because a batch is as wide as its widest image.
-    order = sorted(keys, key=lambda key: _ratio(records[key].path))
+    order = sorted(records, key=lambda key: _ratio(records[key].path))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     mine = batches[state.process_index :: state.num_processes]
     for batch in tqdm(mine, desc="model", unit="batch", disable=not state.is_main_process):
         # What could not be read is tried again: it may have been mended.
-        if all("error" not in done.get(key, {"error": "not read yet"}) for key in batch):
+        if all("error" not in done.get(places[key], {"error": "not read yet"}) for key in batch):
             continue
-        journal.note(_read_batch(model, processor, {key: records[key] for key in batch}, num_alternatives).items())
+        entries = _read_batch(model, processor, {key: records[key] for key in batch}, num_alternatives)
+        journal.note((places[key], entry) for key, entry in entries.items())
     state.wait_for_everyone()
     done = journal.entries()
-    return {key: done[key] for key in keys}
+    return {key: done[places[key]] for key in records}
+
+
+def _places(records: dict[Key, Record]) -> dict[Key, tuple[str, ...]]:
+    """Where the journals have what is read in each image: another place if its file was replaced since."""
+    places: dict[Key, tuple[str, ...]] = {}
+    for key, record in records.items():
+        try:
+            file = record.path.stat()
+            places[key] = (*key, f"{file.st_size} {file.st_mtime_ns}")
+        except OSError:  # which `load_image` will report
+            places[key] = (*key, "")
+    return places
 
 
 def _read_batch(
@@ -319,11 +332,12 @@ def _read_with_peer(
         for start in range(0, len(keys), 32)
     ]
     done = journal.entries()
+    places = _places(records)
     mine = jobs[state.process_index :: state.num_processes]
     for lang, variant, keys in tqdm(mine, desc=peer.name, unit="batch", disable=not state.is_main_process):
-        if not all((*key, variant) in done for key in keys):
+        if not all((*places[key], variant) in done for key in keys):
             texts = peer.read([records[key].path for key in keys], lang, variant)
-            journal.note(((*key, variant), text) for key, text in zip(keys, texts, strict=True))
+            journal.note(((*places[key], variant), text) for key, text in zip(keys, texts, strict=True))
     state.wait_for_everyone()
     done = journal.entries()
     readings: dict[Key, str | None] = dict.fromkeys(records)
@@ -331,10 +345,10 @@ def _read_with_peer(
     for lang, keys in by_language.items():
         references = [records[key].text for key in keys]
         rates = {
-            variant: wrr([done[(*key, variant)] for key in keys], references).value for variant in peer.variants
+            variant: wrr([done[(*places[key], variant)] for key in keys], references).value for variant in peer.variants
         }
         variants[lang] = max(rates, key=lambda variant: rates[variant])
-        readings.update((key, done[(*key, variants[lang])]) for key in keys)
+        readings.update((key, done[(*places[key], variants[lang])]) for key in keys)
     return readings, variants
 
 

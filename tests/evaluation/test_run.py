@@ -139,6 +139,16 @@ def test_a_line_that_was_cut_off_within_a_character_is_read_again(run, fake_mode
     assert run(fake_model(), batch_size=2)[0] == report
 
 
+def test_an_image_that_was_replaced_is_read_again(run, fake_model, fake_peer, manifests):
+    run(fake_model(), "my_readers:Fake", batch_size=1)
+    assert len(fake_peer.calls) == 2  # once a variant
+    image = manifests[0].parent / "dev40.png"
+    Image.open(image).convert("RGBA").save(image)  # another file, as wide as before and so read alike
+    model = fake_model()
+    run(model, "my_readers:Fake", batch_size=1)
+    assert model.read == [40] and len(fake_peer.calls) == 4
+
+
 def test_images_may_be_named_by_absolute_paths_within_the_folder(run, fake_model, manifests, monkeypatch):
     for manifest in manifests:
         folder = manifest.parent
