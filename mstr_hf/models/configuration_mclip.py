@@ -13,7 +13,7 @@ class MCLIPConfig(MSTRConfig):
         vocab_size: Token ids of the prompt tokenizer.
         num_rows: Distinct characters (bank rows); classes of the ArcFace loss.
         projection_dim: Size D of the shared embedding space.
-        image_channels: Channels of the image tower's stages.
+        image_channels: Channels of the image tower's stages, of which the first, third and so on halve the map.
         hidden_size: Width of the text tower.
         num_hidden_layers: Layers of the text tower.
         num_attention_heads: Heads of the text tower.
@@ -33,7 +33,7 @@ class MCLIPConfig(MSTRConfig):
     vocab_size: int = 1024
     num_rows: int = 512
     projection_dim: int = 192
-    image_channels: list[int] | tuple[int, ...] = (32, 64, 128)
+    image_channels: list[int] | tuple[int, ...] = (64, 128, 192)
     hidden_size: int = 192
     num_hidden_layers: int = 2
     num_attention_heads: int = 4

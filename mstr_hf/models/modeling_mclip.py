@@ -74,10 +74,11 @@ class MCLIPImageTower(nn.Module):
     def __init__(self, config: MCLIPConfig):
         super().__init__()
         channels = list(config.image_channels)
-        self.stem = nn.Conv2d(1, channels[0], 3, 2, 1, bias=False)
+        self.stem = nn.Conv2d(1, channels[0], 5, 2, 2, bias=False)
         self.norm = nn.BatchNorm2d(channels[0])
+        # Every other stage halves the map, the first one too: at equal time, more crops teach more than larger maps.
         self.blocks = nn.ModuleList(
-            _ResidualBlock(before, after, 1 if index == 0 else 2)
+            _ResidualBlock(before, after, 1 if index % 2 else 2)
             for index, (before, after) in enumerate(zip([channels[0], *channels[:-1]], channels, strict=True))
         )
         # A position-keeping head: where a dot stands in the line is what tells it from other dots.

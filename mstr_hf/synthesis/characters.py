@@ -10,18 +10,24 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from mstr_hf.charsets import DIACRITIC
 from mstr_hf.vocabulary import Row
 
 from .augmentation import compose, degrade, legible
 from .fonts import Face, FontIndex, covers, hb_font
-from .rendering import random_style, render_character
+from .rendering import FontStyle, random_style, render_character
+from .words import BRAHMIC_CONSONANTS, BRAHMIC_SCRIPTS
 
-FRAME_HEIGHT, FRAME_WIDTH = 32, 48
+FRAME_HEIGHT, FRAME_WIDTH = 40, 48
+# Room for marks above and below what the letters of a language need, in heights of that.
+ROOM_ABOVE, ROOM_BELOW = 0.12, 0.16
+# How much of a character may leave the frame, as a share of its ink.
+MAX_LOSS = 0.03
 
 
 @dataclass(frozen=True)
 class SyntheticCharacter:
-    """One crop: image uint8 `[32, 48]`, its bank row, and the language whose fonts drew it."""
+    """One crop: image uint8 `[40, 48]`, its bank row, and the language whose fonts drew it."""
 
     image: np.ndarray
     row: int
@@ -48,8 +54,15 @@ class CharacterSynthesiser:
         severity: float = 0.6,
     ):
         self.rows = rows
+        # Those of Brahmic scripts are consonants: a vowel letter with a vowel sign looks like another vowel letter.
+        brahmic = {row.character for row in rows if row.script in BRAHMIC_SCRIPTS}
+        self.carriers = {
+            lang: [char for char in own if char not in brahmic or ord(char) % 128 in BRAHMIC_CONSONANTS]
+            for lang, own in letters.items()
+        }
         self.letters = letters
         self.severity = severity
+        self._lines: dict[tuple[Face, str], tuple[float, float] | None] = {}
         self.families = {lang: fonts.families(lang, split) for lang in letters}
         self.drawable = [
             (index, lang)
@@ -58,12 +71,22 @@ class CharacterSynthesiser:
             if lang in letters
             and any(_drawable(face, row.character) for family in self.families[lang] for face in family)
         ]
+        self.languages: dict[int, list[str]] = {}
+        for index, lang in self.drawable:
+            self.languages.setdefault(index, []).append(lang)
+        # Marks are hardest to tell apart, and stand alone as well as on letters.
+        self.turns = [index for index in self.languages for _ in range(2 if rows[index].subtype == DIACRITIC else 1)]
 
     def character(self, seed: int, index: int) -> SyntheticCharacter:
-        """The crop at a position of the endless sequence; (row, language) pairs come round in a shuffled order."""
-        lap, position = divmod(index, len(self.drawable))
-        order = _order(f"{seed}/lap/{lap}", len(self.drawable))
-        return self.crop(*self.drawable[order[position]], seed, index)
+        """The crop at a position of the endless sequence: rows come round in a shuffled order, marks twice a lap.
+
+        Each comes in the fonts of one of its languages, so that what all of them write, punctuation above all, does not
+        crowd out their letters.
+        """
+        lap, position = divmod(index, len(self.turns))
+        row = self.turns[_order(f"{seed}/lap/{lap}", len(self.turns))[position]]
+        lang = random.Random(f"{seed}/{index}/language").choice(self.languages[row])
+        return self.crop(row, lang, seed, index)
 
     def crop(self, row: int, lang: str, seed: int, index: int) -> SyntheticCharacter:
         """A crop of the given row in a face of the given language."""
@@ -76,30 +99,58 @@ class CharacterSynthesiser:
                 continue
             style = random_style(rng, face.axes, connected=True)
             base = ""
-            if self.rows[row].subtype == 1 and rng.random() < 0.4:
-                base = rng.choice(self.letters[lang])
+            if self.rows[row].subtype == DIACRITIC and rng.random() < 0.4:
+                base = rng.choice(self.carriers[lang])
                 if not covers(face, base + char):
                     base = ""
             try:
                 mask = render_character(
-                    hb_font(face), char, FRAME_HEIGHT, FRAME_WIDTH, style, base, rng.uniform(-0.7, 0.7)
+                    hb_font(face),
+                    char,
+                    FRAME_HEIGHT,
+                    FRAME_WIDTH,
+                    style,
+                    base,
+                    rng.uniform(-0.7, 0.7),
+                    self._line(face, lang),
                 )
             except ValueError:
                 continue
             zoom = rng.uniform(0.85, 1.1)
             move = np.array(
                 [
-                    [zoom, rng.gauss(0, 0.04), (1 - zoom) * FRAME_WIDTH / 2 + rng.gauss(0, 1)],
-                    [0, zoom, (1 - zoom) * FRAME_HEIGHT / 2 + rng.gauss(0, 0.8)],
+                    [zoom, rng.gauss(0, 0.04), (1 - zoom) * FRAME_WIDTH / 2 + rng.gauss(0, FRAME_HEIGHT / 32)],
+                    [0, zoom, (1 - zoom) * FRAME_HEIGHT / 2 + rng.gauss(0, FRAME_HEIGHT / 40)],
                 ],
                 np.float32,
             )
+            ink = float(mask.sum())
             mask = cv2.warpAffine(mask, move, (FRAME_WIDTH, FRAME_HEIGHT))
+            if mask.sum() < (1 - MAX_LOSS) * zoom**2 * ink:
+                continue
             image = degrade(noise, compose(noise, mask), self.severity * rng.betavariate(1.2, 2.5))
             if not legible(image, mask):  # damage that hides the character costs another draw
                 continue
             image = cv2.resize(image, (FRAME_WIDTH, FRAME_HEIGHT), interpolation=cv2.INTER_AREA)
             return SyntheticCharacter(image, row, lang)
+
+    def _line(self, face: Face, lang: str) -> tuple[float, float] | None:
+        """Top and bottom of a line in font units.
+
+        They follow the letters: the face's own ascender and descender stand one to two of their heights apart.
+        """
+        if (face, lang) not in self._lines:
+            font = hb_font(face)
+            FontStyle().apply(font)  # fonts are shared, and keep the style they were last drawn in
+            glyphs = [font.get_nominal_glyph(ord(char)) for char in self.letters[lang]]
+            inks = [font.get_glyph_extents(glyph) for glyph in glyphs if glyph is not None]
+            drawn = [ink for ink in inks if ink is not None and ink.height]  # heights are negative
+            top = max((ink.y_bearing for ink in drawn), default=0)
+            bottom = min((ink.y_bearing + ink.height for ink in drawn), default=0)
+            height = top - bottom
+            room = (top + ROOM_ABOVE * height, bottom - ROOM_BELOW * height)
+            self._lines[face, lang] = room if drawn else None
+        return self._lines[face, lang]
 
 
 @functools.lru_cache(maxsize=16)

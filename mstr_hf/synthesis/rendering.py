@@ -185,11 +185,13 @@ def render_character(
     style: FontStyle = FontStyle(),
     base: str = "",
     shift: float = 0.0,
+    line: tuple[float, float] | None = None,
 ) -> np.ndarray:
     """Rasterise one character in a fixed line frame, so that '.', a dot above and a dot below stay different.
 
-    The frame's height is the face's ascender to descender; wide characters are narrowed to fit. A combining mark is
-    shaped on a dotted circle whose own glyph is then left out (works wherever the face has the circle), or alone.
+    The frame's height is that of a line, or more where the ink leaves the line; wide characters are narrowed to fit. A
+    combining mark is shaped on a dotted circle whose own glyph is then left out (works wherever the face has the
+    circle), or alone.
 
     Args:
         font: HarfBuzz font of the face.
@@ -199,6 +201,7 @@ def render_character(
         style: Style of the face.
         base: Letter that carries a combining mark; empty leaves the mark alone.
         shift: Horizontal shift as a fraction of the free width, -1 to 1.
+        line: Top and bottom of the line in font units, the face's ascender and descender if left out.
 
     Returns:
         Coverage, uint8 `[height, width]`.
@@ -218,17 +221,23 @@ def render_character(
     hb.shape(font, buffer)
     skipped = font.get_nominal_glyph(ord(DOTTED_CIRCLE)) if mark and not base else None
 
+    glyphs = list(zip(buffer.glyph_infos, buffer.glyph_positions, strict=True))
     extents = font.get_font_extents("ltr")
-    line = max(1, extents.ascender - extents.descender)
-    advance = sum(position.x_advance for position in buffer.glyph_positions)
-    scale_y = height / line
+    top, bottom = line or (extents.ascender, extents.descender)
+    for glyph, position in glyphs:
+        ink = font.get_glyph_extents(glyph.codepoint)
+        if glyph.codepoint != skipped and ink is not None and ink.height:
+            top = max(top, position.y_offset + ink.y_bearing)
+            bottom = min(bottom, position.y_offset + ink.y_bearing + ink.height)
+    advance = sum(position.x_advance for _, position in glyphs)
+    scale_y = height / max(1, top - bottom)
     scale_x = min(scale_y, width / max(1, advance))
     free = width - advance * scale_x
     raster = hb.RasterDraw()
     pen = free / 2 * (1 + shift)
-    for glyph, position in zip(buffer.glyph_infos, buffer.glyph_positions, strict=True):
+    for glyph, position in glyphs:
         if glyph.codepoint != skipped:
-            y = (position.y_offset - extents.descender) * scale_y
+            y = (position.y_offset - bottom) * scale_y
             raster.transform = (scale_x, 0, 0, scale_y, pen + position.x_offset * scale_x, y)
             raster.draw_glyph(font, glyph.codepoint)
         pen += position.x_advance * scale_x

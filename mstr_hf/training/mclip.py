@@ -61,7 +61,7 @@ class CharacterBatches:
             self.prototypes = np.pad(bank.prototypes.float().numpy(force=True), ((0, new), (0, 0)))
 
     def batch(self, seed: int, number: int) -> dict[str, np.ndarray]:
-        """One batch: `pixel_values` uint8 `[B, 1, 32, 48]`, `input_ids` `[B, 3]`, and `[B]` what the losses need."""
+        """One batch: `pixel_values` uint8 `[B, 1, 40, 48]`, `input_ids` `[B, 3]`, and `[B]` what the losses need."""
         indices = range(number * self.batch_size, (number + 1) * self.batch_size)
         crops = [self.characters.character(seed, index) for index in indices]
         rows = np.array([crop.row for crop in crops])

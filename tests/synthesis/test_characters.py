@@ -1,10 +1,14 @@
+from collections import Counter
+
 import numpy as np
 import pytest
 
-from mstr_hf.charsets import load_charsets
+from mstr_hf.charsets import DIACRITIC, load_charsets
 from mstr_hf.models.text import normalise
 from mstr_hf.synthesis import characters as character_module
 from mstr_hf.synthesis.characters import FRAME_HEIGHT, FRAME_WIDTH, CharacterSynthesiser
+from mstr_hf.synthesis.fonts import covers, hb_font
+from mstr_hf.synthesis.rendering import FontStyle
 from mstr_hf.vocabulary import build_vocabulary
 
 CHARSETS = load_charsets(["en", "hi", "ar"])
@@ -30,7 +34,7 @@ def test_a_crop_is_a_function_of_seed_and_index(fonts, characters):
 def test_crops_show_their_row(characters):
     for index in range(150):
         crop = characters.character(0, index)
-        assert crop.image.shape == (FRAME_HEIGHT, FRAME_WIDTH) == (32, 48) and crop.image.dtype == np.uint8
+        assert crop.image.shape == (FRAME_HEIGHT, FRAME_WIDTH) == (40, 48) and crop.image.dtype == np.uint8
         assert crop.lang in ROWS[crop.row].languages
     spread = [characters.character(0, index).image.std() for index in range(150)]
     assert np.median(spread) > 12
@@ -46,12 +50,46 @@ def test_damage_that_hides_the_character_costs_another_draw(characters, monkeypa
     assert (again.row, again.lang) == (visible.row, visible.lang)
 
 
-def test_every_pair_comes_once_a_lap(characters, monkeypatch):
+def test_every_row_comes_once_a_lap_and_every_mark_twice(characters, monkeypatch):
     monkeypatch.setattr(characters, "crop", lambda row, lang, seed, index: (row, lang))
-    count = len(characters.drawable)
-    laps = [[characters.character(0, lap * count + place) for place in range(count)] for lap in range(2)]
-    assert sorted(laps[0]) == sorted(laps[1]) == sorted(characters.drawable)
-    assert laps[0] != laps[1]
+    count = len(characters.turns)
+    laps = [[characters.character(0, lap * count + place) for place in range(count)] for lap in range(20)]
+    times = Counter(row for row, _ in laps[0])
+    assert times.keys() == {row for row, _ in characters.drawable}
+    assert all(times[row] == (2 if ROWS[row].subtype == DIACRITIC else 1) for row in times)
+    assert sorted(row for row, _ in laps[0]) == sorted(row for row, _ in laps[1]) and laps[0] != laps[1]
+    # what several languages write comes in the fonts of each
+    assert {pair for lap in laps for pair in lap} == set(characters.drawable)
+
+
+def test_no_mark_makes_another_letter_of_its_carrier(characters):
+    assert {"अ", "आ", "ऋ", "ॐ"} <= set(LETTERS["hi"])
+    assert set(LETTERS["hi"]) - set(characters.carriers["hi"]) == {c for c in LETTERS["hi"] if not "क" <= c <= "ह"}
+    assert characters.carriers["ar"] == list(LETTERS["ar"]) and characters.carriers["en"] == list(LETTERS["en"])
+
+
+def test_characters_stay_whole(fonts, characters, monkeypatch):
+    monkeypatch.setattr(character_module, "compose", lambda noise, mask: mask.astype(np.float32))
+    monkeypatch.setattr(character_module, "degrade", lambda noise, image, severity: image.astype(np.uint8))
+    rims = []
+    for index in range(300):
+        image = characters.character(2, index).image
+        rims.append(image[[0, -1]].sum() / image.sum())
+    assert np.mean(np.array(rims) > 0.1) < 0.05
+
+
+def test_a_line_is_as_high_as_letters_need(fonts, characters):
+    shares = []
+    for lang, families in characters.families.items():
+        for face in (face for family in families for face in family):
+            font = hb_font(face)
+            FontStyle().apply(font)
+            inks = [font.get_glyph_extents(font.get_nominal_glyph(ord(c))) for c in LETTERS[lang] if covers(face, c)]
+            top, bottom = characters._line(face, lang)
+            highest, lowest = max(ink.y_bearing for ink in inks), min(ink.y_bearing + ink.height for ink in inks)
+            assert bottom < lowest < highest < top
+            shares.append((highest - lowest) / (top - bottom))
+    assert min(shares) == pytest.approx(max(shares)) == pytest.approx(1 / 1.28)
 
 
 def test_what_has_ink_is_drawable(characters):

@@ -272,6 +272,18 @@ def test_wide_characters_are_narrowed_and_narrow_ones_move(latin):
     assert columns[0] < 8 and columns[1] == pytest.approx(23.5, abs=2) and columns[2] > 40
 
 
+def test_the_frame_is_that_of_the_line_unless_the_ink_leaves_it(latin):
+    def height(line: tuple[float, float]) -> int:
+        return int(render_character(latin, "H", 60, 60, line=line).any(1).sum())
+
+    capital = latin.get_glyph_extents(latin.get_nominal_glyph(ord("H")))
+    cap = capital.y_bearing
+    assert height((2 * cap, -cap)) == pytest.approx(20, abs=2)
+    assert height((1.2 * cap, -0.2 * cap)) == pytest.approx(60 / 1.4, abs=2)
+    low = render_character(latin, "H", 60, 60, line=(0.5 * cap, 0.0))
+    assert low[0].any() and low[-1].any()  # higher than the line, yet whole
+
+
 def test_a_character_without_ink_is_an_error(latin):
     with pytest.raises(ValueError, match=r"nothing visible was drawn for U\+0020"):
         render_character(latin, " ", 32, 48)

@@ -41,7 +41,7 @@ def test_batches_are_a_function_of_seed_and_number(characters, vocabulary, model
         for one, two in zip(other, expected, strict=True):
             assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
     batch = alone[0]
-    assert batch["pixel_values"].shape == (4, 1, 32, 48) and batch["pixel_values"].dtype == torch.uint8
+    assert batch["pixel_values"].shape == (4, 1, 40, 48) and batch["pixel_values"].dtype == torch.uint8
     assert batch["input_ids"][:, -1].tolist() == (batch["rows"] + OFFSET).tolist()
     margins = torch.cat([other["margins"] for other in alone])
     assert sorted({round(value, 6) for value in margins.tolist()}) == [0.2, 0.4]
