@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,6 +15,9 @@ from mstr_hf.models.image_processing_mstr import load_image
 Reading: TypeAlias = dict[str, Any]
 
 _WINDOW = 16  # batches that are sorted by width together; their readings come out together
+# Batches that are read side by side on a processor, each with its share of the threads: most operations are too small
+# for several threads. Each takes memory, and Python itself runs in one thread at a time.
+MOST_BESIDE = 8
 
 
 def visible_files(folder: Path) -> list[Path]:
@@ -49,18 +53,47 @@ def read_images(
         **options: Those of `recognise`.
     """
     window = _WINDOW * batch_size
-    workers = torch.get_num_threads()  # torch knows this process's share of the processors
-    # Pillow lets go of Python's lock while it decodes and resizes.
-    with ThreadPoolExecutor(workers) as pool:
+    threads = torch.get_num_threads()  # torch knows this process's share of the processors
+    on_cpu = isinstance(model, torch.nn.Module) and next(model.parameters()).device.type == "cpu"
+
+    def read(prepared: tuple[list[ValueError | None], Any]) -> list[Reading | ValueError]:
+        outcomes, inputs = prepared
+        readings = iter(model.recognise(**inputs.to(model.device), **options) if inputs else ())
+        return [outcome or next(readings) for outcome in outcomes]
+
+    def prepare(images: Sequence[Path | Image.Image]) -> tuple[list[ValueError | None], Any]:
+        return _prepare(processor, images)
+
+    with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(sources), window):
             part = sources[start : start + window]
-            batches = like_widths([width_ratio(source) for source in part], batch_size)
-            jobs = (pool.submit(_prepare, processor, [part[index] for index in batch]) for batch in batches)
+            # The widest first: the last ones, beside which nothing else is left to do, take the least time.
+            batches = like_widths([width_ratio(source) for source in part], batch_size)[::-1]
+            images = ([part[index] for index in batch] for batch in batches)
+            done: Iterator[list[Reading | ValueError]]
+            beside = min(threads, len(batches), MOST_BESIDE) if on_cpu else 1
+            if beside > 1:
+                with _intra_op_threads(threads // beside):
+                    jobs = (pool.submit(lambda some: read(prepare(some)), some) for some in images)
+                    done = iter(list(_ahead(jobs, beside - 1)))
+            else:
+                # Pillow lets go of Python's lock while it decodes and resizes.
+                done = map(read, _ahead((pool.submit(prepare, some) for some in images), threads))
             results: dict[int, Reading | ValueError] = {}
-            for batch, (outcomes, inputs) in zip(batches, _ahead(jobs, workers), strict=True):
-                readings = iter(model.recognise(**inputs.to(model.device), **options) if inputs else ())
-                results.update(zip(batch, (outcome or next(readings) for outcome in outcomes), strict=True))
+            for batch, found in zip(batches, done, strict=True):
+                results.update(zip(batch, found, strict=True))
             yield from (results[index] for index in range(len(part)))
+
+
+@contextmanager
+def _intra_op_threads(count: int) -> Iterator[None]:
+    """Has threads that begin meanwhile compute with so many threads of their own."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def like_widths(ratios: Sequence[float], batch_size: int) -> list[list[int]]:

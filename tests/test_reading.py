@@ -1,5 +1,8 @@
 """Many images, read in batches that are prepared in threads."""
 
+import threading
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -22,9 +25,15 @@ def loaded(tiny_checkpoint):
     return AutoModel.from_pretrained(tiny_checkpoint).eval(), AutoProcessor.from_pretrained(tiny_checkpoint)
 
 
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
 def test_order_and_readings_do_not_depend_on_batches(loaded, tmp_path, monkeypatch, threads):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(reading, "_WINDOW", 3)
     rng = np.random.default_rng(0)
     sources = []
@@ -42,6 +51,27 @@ def test_order_and_readings_do_not_depend_on_batches(loaded, tmp_path, monkeypat
         (alone,) = read_images(*loaded, [source], 1)
         if not isinstance(result, ValueError):
             assert (alone["text"], alone["spotter_text"]) == (result["text"], result["spotter_text"])
+
+
+def test_batches_side_by_side_share_the_threads(loaded, monkeypatch, threads):
+    model, processor = loaded
+    at_once, shares, lock = [0], [], threading.Lock()
+
+    def recognise(pixel_values, **others):
+        with lock:
+            at_once.append(at_once[-1] + 1)
+        shares.append(torch.get_num_threads())
+        time.sleep(0.05)
+        with lock:
+            at_once.append(at_once[-1] - 1)
+        return [{"text": ""}] * len(pixel_values)
+
+    monkeypatch.setattr(model, "recognise", recognise)
+    images = [Image.new("L", (60, 32), 200)] * 12
+    assert len(list(read_images(model, processor, images, 4))) == 12
+    beside = min(threads, 3)
+    assert max(at_once) == beside and set(shares) == {threads // beside}
+    assert torch.get_num_threads() == threads
 
 
 def test_a_batch_without_a_readable_image_is_not_read(loaded, tmp_path):
