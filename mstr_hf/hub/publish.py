@@ -11,13 +11,21 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    get_token,
+    is_offline_mode,
+)
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HTTPError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
 )
+from huggingface_hub.utils import validate_repo_id
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from mstr_hf.hub import handler
@@ -208,6 +216,23 @@ def push(
         done = _patiently(commit)
     pushed.note(done.oid)
     return str(done.commit_url)
+
+
+def check_push(repo_id: str) -> None:
+    """Finds what would keep a later `push` from the start, without asking the Hub.
+
+    Args:
+        repo_id: Such as `mstr/refiner-6lang`.
+
+    Raises:
+        PublishError: If there is no token, the Hub's library is told to stay offline, or the name is none.
+    """
+    with _explained(HfApi().endpoint, repo_id):
+        validate_repo_id(repo_id)
+        if is_offline_mode():
+            raise OfflineModeIsEnabled
+        if get_token() is None:
+            raise LocalTokenNotFoundError
 
 
 def _files(folder: Path) -> dict[str, Path]:

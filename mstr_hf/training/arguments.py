@@ -58,9 +58,18 @@ class TrainingArguments:
     )
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "gradient_accumulation_steps", "log_steps", "eval_steps", "save_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: give 1 or more")
+        counts = ("batch_size", "gradient_accumulation_steps", "num_threads", "log_steps", "eval_steps", "save_steps")
+        for least, names in (
+            (1, counts),
+            (0, ("max_steps", "warmup_steps", "weight_decay", "seed", "num_workers")),
+        ):
+            for name in names:
+                if not getattr(self, name) >= least:  # which a NaN is not, either
+                    raise ValueError(f"{name} is {getattr(self, name)}: give {least} or more")
+        for name in ("learning_rate", "max_grad_norm", "time_limit"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}: give more than 0")
         if self.optimizer not in ("muon", "adamw"):
             raise ValueError(f"optimizer is {self.optimizer!r}: give muon or adamw")
         if self.save_total_limit < 1:
@@ -73,7 +82,8 @@ def parse_arguments(
     """Reads options from the files named by `--config` and from the command line, which wins.
 
     A config file holds options at its top level, for all trainers, and under `mclip:`, `spotter:`, `refiner:` and
-    `finetune:`, for one of them; it names only what differs from the defaults.
+    `finetune:`, for one of them; it names only what differs from the defaults. `null` and `[]` take back what a file
+    before has said.
 
     Args:
         section: The part of the config files that is this trainer's; empty if it has none.
@@ -91,18 +101,16 @@ def parse_arguments(
     configs.add_argument("--config", nargs="+", action="extend", default=[])
     known = {item.name for kind in types for item in fields(kind)}
     try:
-        options = [
-            option
-            for path in configs.parse_known_args(argv)[0].config
-            for option in _config_options(Path(path), section, known)
-        ]
-        return parser.parse_args_into_dataclasses(args=[*options, *argv], look_for_args_file=False)
+        values: dict[str, Any] = {}
+        for path in configs.parse_known_args(argv)[0].config:
+            values |= _config_values(Path(path), section, known)
+        return parser.parse_args_into_dataclasses(args=[*_options(values), *argv], look_for_args_file=False)
     except ValueError as error:
         parser.error(str(error))
 
 
-def _config_options(path: Path, section: str, known: set[str]) -> list[str]:
-    """What the file says, as a command line; only options that are known pass."""
+def _config_values(path: Path, section: str, known: set[str]) -> dict[str, Any]:
+    """What the file says to one trainer; only options that are known pass."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
@@ -112,14 +120,27 @@ def _config_options(path: Path, section: str, known: set[str]) -> list[str]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: write options as 'name: value', one a line")
     values = {name: value for name, value in content.items() if name not in SECTIONS}
-    values |= content.get(section) or {}
+    for name in SECTIONS:
+        options = content.get(name)
+        if not isinstance(options, dict | None):
+            raise ValueError(
+                f"{path}: '{name}: {options}' is no section: write options of the trainer of {name} below '{name}:' as "
+                "'name: value', one a line, with spaces before them"
+            )
+        if name == section:
+            values |= options or {}
     if "config" in values:
         raise ValueError(f"{path}: a config names no other: give all of them to --config, those that win last")
     for name in values:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, 1)
+            near = difflib.get_close_matches(str(name), [*known, *SECTIONS], 1)
             hint = f": did you mean {near[0]}?" if near else f": it is no option of the trainer of {section or 'this'}"
             raise ValueError(f"{path}: unknown option '{name}'{hint}")
+    return values
+
+
+def _options(values: dict[str, Any]) -> list[str]:
+    """Values as a command line."""
     options: list[str] = []
     for name, value in values.items():
         if isinstance(value, list):

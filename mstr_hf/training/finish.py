@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
 import yaml
 from huggingface_hub import ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from mstr_hf.hub import publish
 from mstr_hf.vocabulary import Vocabulary
 
-from .trainer import Trainer
+from .trainer import Trainer, replace_folder
 
 PURPOSE = {
     "mclip": "mCLIP: character pictures and prompts in one space. Its text side makes a prototype bank.",
@@ -28,30 +33,56 @@ UNSAID = ("output_dir", "config", "resume", "time_limit", "push_to_hub", "num_th
 def finish(trainer: Trainer, vocabulary: Vocabulary, data: str, earlier: Sequence[Trainer] = ()) -> None:
     """Completes the folders `final` and `best` of a run; only in the main process.
 
-    `final` gets a card, and is uploaded if that was asked for, unless the model has become worse.
+    Both get a card; `final` is uploaded if that was asked for, unless the model has become worse.
 
     Args:
         trainer: The trainer, at its end.
         vocabulary: Characters of the model.
         data: What was trained on, in a line.
         earlier: Trainers of stages before.
+
+    Raises:
+        SystemExit: If the upload fails; the folders are complete then.
     """
     if not trainer.accelerator.is_main_process:
         return
     folder, best, model = trainer.output_dir / "final", trainer.output_dir / "best", trainer.bare
     publish.assemble(model, folder, vocabulary)
-    (folder / "README.md").write_text(training_card(trainer, vocabulary, data, earlier), encoding="utf-8")
+    card = training_card(trainer, vocabulary, data, earlier)
+    (folder / "README.md").write_text(card, encoding="utf-8")
     if best.exists():
-        publish.assemble(type(model).from_pretrained(best), best, vocabulary)
-    if trainer.args.push_to_hub and trainer.worse:
-        command = f"python scripts/push_to_hub.py {folder} {trainer.args.push_to_hub}"
-        trainer.log.say(f"not uploaded: worse than what it began with (`{command}` uploads it all the same)")
-    elif repo_id := trainer.args.push_to_hub:
-        trainer.log.say(f"uploaded to {publish.push(folder, repo_id)}")
+
+        def complete(fresh: Path) -> None:
+            publish.assemble(type(model).from_pretrained(best), fresh, vocabulary)
+            card = training_card(trainer, vocabulary, data, earlier, of_best=True)
+            (fresh / "README.md").write_text(card, encoding="utf-8")
+
+        replace_folder(best, complete)
+    if repo_id := trainer.args.push_to_hub:
+        command = f"python scripts/push_to_hub.py {folder} {repo_id}"
+        if trainer.worse:
+            trainer.log.say(f"not uploaded: worse than what it began with (`{command}` uploads it all the same)")
+            return
+        try:
+            trainer.log.say(f"uploaded to {publish.push(folder, repo_id)}")
+        except publish.PublishError as error:
+            raise SystemExit(
+                f"not uploaded: {error}; the run is complete in {folder}, `{command}` uploads it later"
+            ) from error
 
 
-def training_card(trainer: Trainer, vocabulary: Vocabulary, data: str, earlier: Sequence[Trainer] = ()) -> str:
-    """A model card with what was really trained: data, steps, hardware, figures and options."""
+def training_card(
+    trainer: Trainer, vocabulary: Vocabulary, data: str, earlier: Sequence[Trainer] = (), of_best: bool = False
+) -> str:
+    """A model card with what was really trained: data, steps, hardware, software, figures and options.
+
+    Args:
+        trainer: The trainer, at its end.
+        vocabulary: Characters of the model.
+        data: What was trained on, in a line.
+        earlier: Trainers of stages before.
+        of_best: Whether the card's weights are those of the best evaluation instead of the last step.
+    """
     args, model = trainer.args, trainer.bare
     kind = model.config.model_type
     header = ModelCardData(
@@ -72,14 +103,21 @@ def training_card(trainer: Trainer, vocabulary: Vocabulary, data: str, earlier: 
         "data": data,
         "steps": f"{', then '.join(steps)}, {batch} samples each: {count * batch:,} samples",
         "hardware": f"{trainer.processes} process(es) on {device}, {trainer.precision}, {hours:.2f} h",
+        "software": f"mstr_hf {_version()}, torch {torch.__version__}, transformers {transformers.__version__}",
     }
+    if kind != "mclip":
+        facts["bank"] = f"{len(model.get_bank())} rows, digest {model.get_bank().digest()}"
+    # Of two stages in one run, both may tell the same.
+    if changes := dict.fromkeys(_change(*change) for stage in stages for change in stage.changes):
+        facts["options changed on resuming"] = ", ".join(changes)
     lines = ["---", header.to_yaml(), "---", "", f"# {args.push_to_hub or trainer.output_dir.name}", ""]
     lines += [PURPOSE[kind], "", "## Training", "", "| | |", "| --- | --- |"]
     lines += [f"| {name} | {value} |" for name, value in facts.items()]
     if trainer.history:
         _, metrics = trainer.history[-1]
         best_step, best = max(trainer.history, key=lambda item: item[1][trainer.metric])
-        lines += ["", "## Validation", "", f"| | at the end (these weights) | at step {best_step} (best) |"]
+        end, top = ("", ", these weights") if of_best else (" (these weights)", "")
+        lines += ["", "## Validation", "", f"| | at the end{end} | at step {best_step} (best{top}) |"]
         lines += ["| --- | --: | --: |"]
         lines += [f"| {name} | {value:.4f} | {best[name]:.4f} |" for name, value in metrics.items()]
     said = {
@@ -93,11 +131,36 @@ def training_card(trainer: Trainer, vocabulary: Vocabulary, data: str, earlier: 
     return "\n".join(lines) + "\n"
 
 
+def _version() -> str:
+    """That of this package; a checkout that is only imported has none."""
+    try:
+        return importlib.metadata.version("mstr_hf")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _change(step: int, name: str, before: Any, after: Any) -> str:
+    return f"{name} {_shortened(before)} -> {_shortened(after)} (step {step})"
+
+
 def _shortened(value: Any) -> Any:
-    """Paths of the machine that trained are nobody else's business: their last part says enough."""
+    """Paths of the machine that trained are nobody else's business: their last part or their run's says enough."""
     if isinstance(value, list):
         return [_shortened(item) for item in value]
-    return Path(value).name if isinstance(value, str) and "/" in value else value
+    if not isinstance(value, str) or "/" not in value:
+        return value
+    if Path(value).is_dir():
+        return checkpoint_name(value)
+    return value if _is_repository(value) and not Path(value).exists() else Path(value).name
+
+
+def _is_repository(name: str) -> bool:
+    """Whether a name with a slash may be the Hub's, such as `mstr/refiner-6lang`."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def checkpoint_name(checkpoint: str) -> str:

@@ -101,8 +101,8 @@ class RunLog:
         self._board.add_image("samples", np.concatenate(padded), step, dataformats="HW")
         rows = ["| | truth | reading |", "| --: | --- | --- |"]
         for number, sample in enumerate(samples, 1):
-            reading = sample.reading if sample.reading == sample.truth else f"**{sample.reading}**"
-            rows.append(f"| {number} | {sample.truth} | {reading} |")
+            truth, reading = (text.replace("|", "&#124;") for text in (sample.truth, sample.reading))
+            rows.append(f"| {number} | {truth} | {reading if reading == truth else f'**{reading}**'} |")
         self._board.add_text("samples", "\n".join(rows), step)
 
     def close(self) -> None:

@@ -31,6 +31,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from mstr_hf.hub import publish
+
 from .arguments import TrainingArguments
 from .log import RunLog
 from .optimizer import Muon, parameter_groups
@@ -46,6 +48,8 @@ AGREEMENT_SECONDS = 4.0
 WAIT = timedelta(hours=3)
 # Optimisers and models are cut into files of at most this many bytes, which any transport takes.
 MAX_FILE_SIZE = 15_000_000
+# A language that ends further below its start than this is named, whatever became of the mean.
+LANGUAGE_LOSS = 0.02
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,23 @@ def _on_death_of_parent(signum: signal.Signals) -> None:
         ctypes.CDLL(None).prctl(1, signum)  # PR_SET_PDEATHSIG
 
 
+def replace_folder(folder: Path, save: Callable[[Path], Any]) -> None:
+    """Saves to a new folder and puts it in the place of an old one, so that one of them is always whole.
+
+    Args:
+        folder: What to replace; it need not be there.
+        save: Called with the folder to write to.
+    """
+    fresh, old = (folder.with_name(f"{folder.name}.{word}") for word in ("new", "old"))
+    for path in (fresh, old):
+        shutil.rmtree(path, ignore_errors=True)
+    save(fresh)
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 class Trainer:
     """Runs the steps, logs them, evaluates, and checkpoints so that a killed run goes on where it was.
 
@@ -172,10 +193,13 @@ class Trainer:
 
     Attributes:
         history: What evaluations found: a list of `(step, metrics)`.
+        changes: Options that differ from those of a checkpoint that the run went on from, at this resumption or one
+            before: a list of `(step, name, before, after)`.
         worse: Whether the model ended worse than it began.
 
     Raises:
         FileExistsError: If `output_dir` holds another run's checkpoints and `resume` was not asked for.
+        PublishError: If `push_to_hub` was asked for, and there is no token or the repository's name is none.
         RuntimeError: If fewer processes run than the launcher was asked for, or they do not share `output_dir`.
     """
 
@@ -202,6 +226,8 @@ class Trainer:
         self.processes = self.accelerator.num_processes
         self.device = self.accelerator.device
         check_launch(self.processes)
+        if args.push_to_hub and self.accelerator.is_main_process:
+            publish.check_push(args.push_to_hub)  # before a long run, not after it
         if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
             raise RuntimeError("these models fit on any GPU whole: launch with --multi_gpu, without FSDP or DeepSpeed")
         # On the CPU, sdpa's backward over sequences as short as these costs more than attention written out.
@@ -222,6 +248,8 @@ class Trainer:
         self.batches, self.evaluate, self.samples = batches, evaluate, samples
         self.metric = metric
         self.evaluate_first = evaluate_first
+        # Whether the evaluation of this step is still to come.
+        self._due = evaluate_first
         self.freeze_statistics, self.loss = freeze_statistics, loss
         self.output_dir = Path(args.output_dir)
         self.options = (args, *options)
@@ -233,8 +261,8 @@ class Trainer:
         self.loss_sum, self.loss_count = 0.0, 0
         self._seconds_before = 0.0
         self._begun: float | None = time.monotonic()  # None after the end
-        # Options that differ from those of the checkpoint, from which the run is another one.
-        self.changes: list[str] = []
+        self.changes: list[tuple[int, str, Any, Any]] = []
+        self._new_changes = self.changes
         self._terminated = False
         self._agreement, self._agreed = AGREEMENT_STEPS, time.monotonic()
         self._check_sharing()
@@ -262,7 +290,7 @@ class Trainer:
         batches = self.batches(first, self.accelerator.process_index, self.processes)
         try:
             self._introduce()
-            if self.evaluate_first and self.step == 0:
+            if self._due:
                 self._evaluate()
             self._train(batches)
         finally:
@@ -303,8 +331,9 @@ class Trainer:
                 self.step % every == 0 for every in (args.log_steps, args.eval_steps, args.save_steps)
             )
             last = self.step == args.max_steps
+            self._due = self.evaluate is not None and (evaluates or last)
             stops = None if last else self._agreed_stop()
-            if logs or saves or last or stops is not None:
+            if logs or saves or last or self._due or stops is not None:
                 self._add_losses(losses, norm)
             if logs:
                 spent = time.monotonic() - begun
@@ -319,12 +348,17 @@ class Trainer:
                 )
                 self.loss_sum, self.loss_count = 0.0, 0
                 images, steps, waited, begun = 0, 0, 0.0, time.monotonic()
-            if self.evaluate is not None and (evaluates or last):
+            # Before an evaluation, which may take minutes: who goes on from the checkpoint makes it then.
+            saved = saves or last or stops is not None
+            if saved:
+                self._save()
+            if self._due and stops is None:
                 pause = time.monotonic()
                 self._evaluate()
                 begun += time.monotonic() - pause
-            if saves or last or stops is not None:
-                self._save()
+                stops = None if last else self._agreed_stop()
+                if stops is not None and not saved:
+                    self._save()
             if stops is not None:
                 self.log.say(
                     f"{'told to stop' if stops else 'time is up'}: saved at step {self.step}; go on with --resume",
@@ -333,7 +367,7 @@ class Trainer:
                 )
                 raise SystemExit(stops)
         if self.accelerator.is_main_process:
-            self._replace(self.output_dir / "final", self.bare.save_pretrained)
+            replace_folder(self.output_dir / "final", self.bare.save_pretrained)
         self._warn_if_worse()
         self.accelerator.wait_for_everyone()
 
@@ -362,8 +396,9 @@ class Trainer:
             parameters=trained,
             batch=batch,
         )
-        if self.changes:
-            self.log.say(f"not the run that the checkpoint is from: {', '.join(self.changes)}")
+        if self._new_changes:
+            changes = ", ".join(f"{name} {before} -> {after}" for _, name, before, after in self._new_changes)
+            self.log.say(f"not the run that the checkpoint is from: {changes}")
         elif args.resume and self.step == 0:
             self.log.say(f"no checkpoint in {self.output_dir}: this run starts at the beginning")
 
@@ -430,13 +465,16 @@ class Trainer:
             self.history.append((self.step, metrics))
             if metrics[self.metric] > self.best:
                 self.best = metrics[self.metric]
-                self._replace(self.output_dir / "best", self.bare.save_pretrained)
+                replace_folder(self.output_dir / "best", self.bare.save_pretrained)
         self.accelerator.wait_for_everyone()
+        self._due = False
+        self._agreement = 1  # much time has passed: the next question whether to stop is not put off
 
     def _warn_if_worse(self) -> None:
         if not (self.evaluate_first and self.history):
             return
-        start, end = (metrics[self.metric] for _, metrics in (self.history[0], self.history[-1]))
+        (_, first), (_, last) = self.history[0], self.history[-1]
+        start, end = first[self.metric], last[self.metric]
         self.worse = end < start
         if self.worse:
             self.log.say(
@@ -445,6 +483,18 @@ class Trainer:
                 event="worse",
                 start=start,
                 end=end,
+            )
+        fallen = [
+            name
+            for name, value in first.items()
+            if name.startswith(f"{self.metric}_") and round(value - last.get(name, value), 4) > LANGUAGE_LOSS
+        ]
+        if fallen:
+            figures = ", ".join(f"{name} {first[name]:.4f} -> {last[name]:.4f}" for name in fallen)
+            self.log.say(
+                f"WARNING: more than {100 * LANGUAGE_LOSS:.0f} points below the start: {figures}",
+                event="languages worse",
+                fallen=fallen,
             )
 
     # -------------------- checkpoints
@@ -462,7 +512,7 @@ class Trainer:
             self.bare.save_pretrained(partial, max_shard_size=MAX_FILE_SIZE)
             self._save_optimizer(partial)
             state = {name: getattr(self, name) for name in _STATE}
-            state |= {"seconds": self.seconds, "args": self._settings()}
+            state |= {"seconds": self.seconds, "args": self._settings(), "changes": self.changes, "due": self._due}
             if self.accelerator.scaler is not None:
                 state["scaler"] = self.accelerator.scaler.state_dict()
             (partial / "training_state.json").write_text(json.dumps(state))
@@ -486,15 +536,17 @@ class Trainer:
             _set_random_state(torch.load(random_state, weights_only=True))
         if self.accelerator.scaler is not None and "scaler" in state:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        self._due = self.evaluate is not None and state.get("due", False)
         before = state["args"]
-        self.changes = [
-            f"{name} {before[name]} -> {value}"
+        self._new_changes = [
+            (self.step, name, before[name], value)
             for name, value in self._settings().items()
             if name in before and before[name] != value and name not in _MAY_CHANGE
         ]
+        self.changes = [*map(tuple, state.get("changes", [])), *self._new_changes]
         best, old = self.output_dir / "best", self.output_dir / "best.old"
         if self.accelerator.is_main_process and old.exists() and not best.exists():
-            old.rename(best)  # killed between the two renames of _replace
+            old.rename(best)  # killed between the two renames of replace_folder
 
     def _settings(self) -> dict[str, Any]:
         """All that decides what is trained, by the name of the option."""
@@ -545,17 +597,6 @@ class Trainer:
         if self.args.optimizer == "adamw" and any("momentum" in kept for kept in state.values()):
             raise ValueError(f"{folder} is of a run with optimizer muon: go on with that, or name another output_dir")
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
-
-    def _replace(self, folder: Path, save: Callable[[Path], Any]) -> None:
-        """Saves to a new folder and puts it in the place of an old one, so that one of them is always whole."""
-        fresh, old = (folder.with_name(f"{folder.name}.{word}") for word in ("new", "old"))
-        for path in (fresh, old):
-            shutil.rmtree(path, ignore_errors=True)
-        save(fresh)
-        if folder.exists():
-            folder.rename(old)
-        fresh.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 # What a checkpoint keeps of the trainer itself.

@@ -10,8 +10,9 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 import mstr_hf
+from mstr_hf.hub import publish
 from mstr_hf.hub.cache import CHECKPOINT, repository_files
-from mstr_hf.hub.publish import assemble
+from mstr_hf.hub.publish import PublishError, assemble, check_push
 from mstr_hf.models import modeling_refiner
 from mstr_hf.models.prototype_bank import BankError
 
@@ -148,3 +149,16 @@ def test_mclip_without_its_characters_is_refused(tmp_path):
     with pytest.raises(ValueError, match="give its vocabulary"):
         assemble(mstr_hf.MCLIPModel(mstr_hf.MCLIPConfig()), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_would_keep_a_push_from_the_start_is_found_without_a_network(monkeypatch):
+    monkeypatch.setattr(publish, "get_token", lambda: None)
+    with pytest.raises(PublishError, match="HF_HUB_OFFLINE is set: unset it to publish"):
+        check_push("me/mine")
+    monkeypatch.setattr(publish, "is_offline_mode", lambda: False)
+    with pytest.raises(PublishError, match="wants a token: make one that may write"):
+        check_push("me/mine")
+    monkeypatch.setattr(publish, "get_token", lambda: "hf_token")
+    check_push("me/mine")
+    with pytest.raises(PublishError, match="runs/me/mine"):
+        check_push("runs/me/mine")

@@ -41,6 +41,17 @@ def test_later_files_win_and_the_command_line_wins_over_all(tmp_path):
     assert (args.seed, args.max_steps) == (2, 6)
 
 
+def test_later_files_take_back_what_earlier_ones_said(tmp_path):
+    (tmp_path / "a.yaml").write_text(
+        "output_dir: runs\nseed: 1\nmax_steps: 5\nspotter: {names: [x, y], share: 0.5, weights: {en: 2}, seed: 2}\n"
+    )
+    (tmp_path / "b.yaml").write_text(
+        "names: []\nshare: null\nspotter:\n  seed: null\n  weights: {}\nrefiner:\nmclip: {max_steps: null}\n"
+    )
+    args, other = parse("--config", tmp_path / "a.yaml", tmp_path / "b.yaml")
+    assert (args.seed, args.max_steps) == (0, 5) and (other.names, other.share, other.weights) == ([], None, "")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -48,8 +59,20 @@ def test_later_files_win_and_the_command_line_wins_over_all(tmp_path):
         ("spotter: {zzz: 1}", "a.yaml: unknown option 'zzz': it is no option of the trainer of spotter"),
         ("- a\n- b", "a.yaml: write options as 'name: value', one a line"),
         ("a: [", "a.yaml: not YAML: "),
+        ("spotter: [1]", "a.yaml: 'spotter: [1]' is no section: write options of the trainer of spotter below"),
+        ("refiner: 3", "a.yaml: 'refiner: 3' is no section: write options of the trainer of refiner below"),
+        ("spoter: {seed: 1}", "a.yaml: unknown option 'spoter': did you mean spotter?"),
         ("max_steps: many", "argument --max_steps/--max-steps: invalid int value: 'many'"),
         ("batch_size: 0", "batch_size is 0: give 1 or more"),
+        ("num_threads: 0", "num_threads is 0: give 1 or more"),
+        ("max_steps: -1", "max_steps is -1: give 0 or more"),
+        ("warmup_steps: -1", "warmup_steps is -1: give 0 or more"),
+        ("num_workers: -1", "num_workers is -1: give 0 or more"),
+        ("seed: -1", "seed is -1: give 0 or more"),
+        ("weight_decay: -0.1", "weight_decay is -0.1: give 0 or more"),
+        ("learning_rate: 0", "learning_rate is 0.0: give more than 0"),
+        ("max_grad_norm: .nan", "max_grad_norm is nan: give more than 0"),
+        ("time_limit: -5", "time_limit is -5.0: give more than 0"),
     ],
 )
 def test_wrong_files_are_refused_in_one_line(tmp_path, capsys, content, message):

@@ -1,11 +1,12 @@
 import contextlib
+import itertools
 import json
 import math
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from mstr_hf.hub.publish import PublishError
 from mstr_hf.models.configuration_spotter import SpotterConfig
 from mstr_hf.models.modeling_refiner import RefinerModel
 from mstr_hf.models.modeling_spotter import TOKEN_OFFSET, SpotterModel, SpotterOutput
@@ -295,6 +297,70 @@ def test_sigterm_saves_and_stops(tmp_path, straight):
     assert_same_weights(model, straight[1])
 
 
+def noisy_evaluation(wish: Callable[[int], None] = lambda count: None) -> Callable[[SpotterModel], dict[str, float]]:
+    """An evaluation that draws random numbers; `wish` is called with how many came before it."""
+    counts = itertools.count()
+
+    def evaluate(model: SpotterModel) -> dict[str, float]:
+        wish(next(counts))
+        return {"wrr": torch.rand(()).item()}
+
+    return evaluate
+
+
+def evaluations(folder: Path) -> dict[int, float]:
+    return {entry["step"]: entry["wrr"] for entry in log(folder) if "wrr" in entry}
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory) -> tuple[Path, SpotterModel]:
+    """Folder and model of six steps with an evaluation after each, without an interruption."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    return folder, Trainer(arguments(folder, eval_steps=1), make_spotter(), batches, noisy_evaluation()).train()
+
+
+def assert_goes_on_as(evaluated: tuple[Path, SpotterModel], folder: Path) -> None:
+    whole, expected = evaluated
+    args = arguments(folder, eval_steps=1, resume=True)
+    trainer = Trainer(args, make_spotter(), batches, noisy_evaluation())
+    assert_same_weights(trainer.train(), expected)
+    assert losses(folder) == losses(whole) and len(evaluations(whole)) == 6
+    assert trainer.history == [(step, {"wrr": wrr}) for step, wrr in evaluations(whole).items()]
+    assert_same_weights(*(SpotterModel.from_pretrained(path / "best") for path in (folder, whole)))
+
+
+@pytest.mark.parametrize(("count", "checkpoint"), [(1, 2), (2, 3)], ids=["between checkpoints", "at a checkpoint"])
+def test_sigterm_in_an_evaluation_stops_after_it(tmp_path, evaluated, count, checkpoint):
+    def wish(before: int) -> None:
+        if before == count:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as stop:
+        Trainer(arguments(tmp_path, eval_steps=1), make_spotter(), batches, noisy_evaluation(wish)).train()
+    assert stop.value.code == 143 and checkpoints(tmp_path) == [f"checkpoint-{checkpoint:08d}"]
+    assert len(evaluations(tmp_path)) == count + 1  # it was made to its end
+    assert_goes_on_as(evaluated, tmp_path)
+
+
+@pytest.mark.parametrize(("count", "checkpoint"), [(2, 3), (5, 6)], ids=["on the way", "at the end"])
+def test_a_kill_in_an_evaluation_loses_no_step(tmp_path, evaluated, count, checkpoint):
+    def wish(before: int) -> None:
+        if before == count:
+            raise Killed
+
+    with pytest.raises(Killed):
+        Trainer(arguments(tmp_path, eval_steps=1), make_spotter(), batches, noisy_evaluation(wish)).train()
+    assert checkpoints(tmp_path)[-1] == f"checkpoint-{checkpoint:08d}"
+    assert_goes_on_as(evaluated, tmp_path)
+
+
+def test_who_is_told_to_stop_makes_no_evaluation_before(tmp_path, evaluated):
+    with pytest.raises(SystemExit):
+        Trainer(arguments(tmp_path, eval_steps=1), make_spotter(), terminated, noisy_evaluation()).train()
+    assert checkpoints(tmp_path) == ["checkpoint-00000002"] and list(evaluations(tmp_path)) == [1]
+    assert_goes_on_as(evaluated, tmp_path)
+
+
 def test_time_limit_saves_and_leaves_in_peace(tmp_path, straight):
     with pytest.raises(SystemExit) as stop:
         Trainer(arguments(tmp_path, time_limit=1e-6), make_spotter(), batches).train()
@@ -362,6 +428,10 @@ def test_resuming_says_which_further_options_have_changed(tmp_path, capsys):
         Trainer(arguments(tmp_path), make_spotter(), killed_at(4), options=options(0.5)).train()
     Trainer(arguments(tmp_path, resume=True), make_spotter(), batches, options=options(0.9)).train()
     assert "not the run that the checkpoint is from: severity 0.5 -> 0.9\n" in capsys.readouterr().out
+    again = Trainer(arguments(tmp_path, resume=True), make_spotter(), batches, options=options(0.9))
+    again.train()
+    assert "not the run" not in capsys.readouterr().out
+    assert again.changes == [(3, "severity", 0.5, 0.9)]
 
 
 def test_optimiser_is_saved_in_files_that_are_not_too_large(tmp_path, straight, monkeypatch):
@@ -444,24 +514,45 @@ def test_fine_tuning_says_when_it_ends_worse_than_it_began(tmp_path, capsys, end
     assert kept == warned
 
 
+def test_fine_tuning_names_languages_that_the_mean_hides(tmp_path, capsys):
+    figures = iter([{"wrr_en": 0.5, "wrr_hi": 0.5, "wrr_bn": 0.5, "wrr": 0.5},
+                    {"wrr_en": 0.9, "wrr_hi": 0.47, "wrr_bn": 0.48, "wrr": 0.6}])  # fmt: skip
+    args = arguments(tmp_path, max_steps=2, eval_steps=9)
+    trainer = Trainer(args, make_spotter(), batches, lambda model: next(figures), evaluate_first=True)
+    trainer.train()
+    assert not trainer.worse
+    assert "WARNING: more than 2 points below the start: wrr_hi 0.5000 -> 0.4700\n" in capsys.readouterr().out
+    assert log(tmp_path)[-1] == {"event": "languages worse", "fallen": ["wrr_hi"]}
+
+
 # -------------------- what is said
+
+
+def test_a_run_that_could_not_be_uploaded_does_not_begin(tmp_path, monkeypatch):
+    monkeypatch.setattr("mstr_hf.hub.publish.is_offline_mode", lambda: False)
+    monkeypatch.setattr("mstr_hf.hub.publish.get_token", lambda: None)
+    with pytest.raises(PublishError, match="wants a token: make one"):
+        Trainer(arguments(tmp_path / "run", push_to_hub="me/mine"), make_spotter(), batches)
+    assert not (tmp_path / "run").exists()
 
 
 def test_samples_and_figures_reach_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugin_util import markdown_to_safe_html
 
     image = np.arange(32 * 40, dtype=np.uint8).reshape(32, 40)
-    samples = [Sample(image, "right", "right"), Sample(image[:, :20], "यह", "वह")]
+    samples = [Sample(image, "right", "right"), Sample(image[:, :20], "यह", "वह"), Sample(image, "a|b", "a\\|")]
     args = arguments(tmp_path, eval_steps=3)
     Trainer(args, make_spotter(), batches, lambda model: {"wrr": 0.5}, samples=lambda model: samples).train()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
     assert [event.value for event in events.Scalars("validation/wrr")] == [0.5, 0.5]
     assert {"train/images_per_s", "train/data_wait", "train/learning_rate"} <= set(events.Tags()["scalars"])
-    assert (events.Images("samples")[0].width, events.Images("samples")[0].height) == (40, 2 * 34)
+    assert (events.Images("samples")[0].width, events.Images("samples")[0].height) == (40, 3 * 34)
     (text, _) = events.Tensors("samples/text_summary")
     table = text.tensor_proto.string_val[0].decode()
     assert "| 1 | right | right |" in table and "| 2 | यह | **वह** |" in table
+    assert "<td>a&#124;b</td>\n<td><strong>a\\&#124;</strong></td>" in markdown_to_safe_html(table)
 
 
 def test_pictures_travel_as_bytes():
@@ -530,9 +621,14 @@ def train_refiner(folder: Path, mode: str) -> None:
             read.append((processes, number * processes + process))
             yield item
 
+    def terminate(model: RefinerModel) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {"wrr": 0.5}
+
     model = RefinerModel.from_spotter(make_spotter())
-    args = arguments(folder, max_steps=40 if mode == "terminated" else 3, save_steps=2, resume=mode == "resumed")
-    trained = Trainer(args, model, noted).train()
+    steps = {"max_steps": 40 if "terminated" in mode else 3, "save_steps": 2, "eval_steps": 3}
+    evaluate = terminate if mode == "terminated in evaluation" else None
+    trained = Trainer(arguments(folder, **steps, resume=mode == "resumed"), model, noted, evaluate).train()
     weights = {name: tensor for name, tensor in trained.state_dict().items() if tensor.is_floating_point()}
     torch.save({"read": read, "weights": weights, "random": torch.rand(1)}, folder / f"{rank}.pt")
 
@@ -588,6 +684,12 @@ def test_all_processes_stop_when_one_is_told_to(tmp_path, run_in_two_processes):
     run_in_two_processes(__file__, tmp_path, "terminated", fails=True)
     # They agree on it every eight steps.
     assert checkpoints(tmp_path) == ["checkpoint-00000006", "checkpoint-00000008"]
+    assert log(tmp_path)[-1]["event"] == "stop" and not (tmp_path / "final").exists()
+
+
+def test_all_processes_stop_after_an_evaluation_in_which_one_was_told_to(tmp_path, run_in_two_processes):
+    run_in_two_processes(__file__, tmp_path, "terminated in evaluation", fails=True)
+    assert checkpoints(tmp_path) == ["checkpoint-00000002", "checkpoint-00000003"]
     assert log(tmp_path)[-1]["event"] == "stop" and not (tmp_path / "final").exists()
 
 
