@@ -77,7 +77,7 @@ def main() -> None:
         evaluate_first=refiner.init_from is not None,
         options=[data, refiner],
     )
-    words.introduce(trainer.log)
+    words.introduce(trainer.log, trainer.output_dir)
     trainer.train()
     finish(trainer, words.vocabulary, words.summary)
 

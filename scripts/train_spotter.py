@@ -52,7 +52,7 @@ def main() -> None:
         evaluate_first=spotter.init_from is not None,
         options=[data, spotter],
     )
-    words.introduce(trainer.log)
+    words.introduce(trainer.log, trainer.output_dir)
     trainer.train()
     finish(trainer, words.vocabulary, words.summary)
 

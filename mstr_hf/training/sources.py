@@ -147,6 +147,13 @@ class RealWords:
     def __len__(self) -> int:
         return sum(map(len, self.rows.values()))
 
+    def rejects(self) -> list[dict[str, str]]:
+        """Each word that is left out: `id`, `label`, `lang` and `reason`."""
+        columns = self.table.select_columns(["id", "label", "lang"])
+        return [
+            record | {"reason": reason} for reason, rows in self.rejected.items() for record in columns.select(rows)
+        ]
+
     def complaint(self) -> str:
         """What is left out and why, in one line; empty if nothing is."""
         parts = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from mstr_hf.charsets import load_charsets
+from mstr_hf.hub.publish import SAMPLES as BUNDLED_SAMPLES
 from mstr_hf.models.image_processing_mstr import MAX_RATIO, resize, resized_width
 from mstr_hf.models.modeling_refiner import RefinerModel
 from mstr_hf.models.modeling_spotter import IGNORED, SpotterModel
@@ -24,7 +27,7 @@ from mstr_hf.models.text import display, normalise, visual_order
 from mstr_hf.synthesis.fonts import discover_fonts
 from mstr_hf.synthesis.stream import SyntheticStream
 from mstr_hf.synthesis.synthetic_words import WordSynthesiser
-from mstr_hf.synthesis.words import load_words
+from mstr_hf.synthesis.words import WordsError, load_words
 from mstr_hf.vocabulary import Vocabulary
 
 from .arguments import mapping
@@ -99,6 +102,7 @@ class WordData:
         max_width: Widest word to train on, in pixels at height 32.
         summary: What `train` is, in a line for people.
         warning: Labels that are left out, and why; empty if none are.
+        rejects: Each of them (see `RealWords.rejects`).
     """
 
     vocabulary: Vocabulary
@@ -108,6 +112,7 @@ class WordData:
     max_width: int
     summary: str
     warning: str = ""
+    rejects: Sequence[dict[str, str]] = ()
 
     def batches(
         self, args: TrainingArguments, simulator: Simulator | None = None
@@ -125,11 +130,21 @@ class WordData:
             simulator=simulator,
         )
 
-    def introduce(self, log: RunLog) -> None:
-        """Says what is trained on, what is left out of it, and what validates."""
+    def introduce(self, log: RunLog, folder: Path) -> None:
+        """Says what is trained on, what is left out of it, and what validates; `rejects.jsonl` has what is left out.
+
+        Args:
+            log: Where to say it.
+            folder: The run's folder, which gets the file.
+        """
         log.say(f"trains on {self.summary}; validates with {len(self.heldout)} words", event="data", data=self.summary)
-        if self.warning:
-            log.say(f"WARNING: {self.warning}", event="left out", reason=self.warning)
+        if not self.rejects:
+            return
+        file = folder / "rejects.jsonl"
+        if PartialState().is_main_process:
+            lines = [json.dumps(reject, ensure_ascii=False) + "\n" for reject in self.rejects]
+            file.write_text("".join(lines), encoding="utf-8")
+        log.say(f"WARNING: {self.warning}; all are named in {file}", event="left out", reason=self.warning)
 
 
 class FixedWords:
@@ -162,16 +177,20 @@ def word_data(args: WordArguments, bank: PrototypeBank, height: int) -> WordData
         raise ValueError(f"language_temperature {args.language_temperature}: give a number above 0")
     parts: list[tuple[WordSource, str, float]] = []
     heldout: Sequence[Word] = ()
-    summary, warnings = [], []
+    summary: list[str] = []
+    warnings: list[str] = []
+    rejects: list[dict[str, str]] = []
     if args.data:
         real = RealWords(args.data, vocabulary, 0 if args.overfit_images else REAL_SEVERITY)
         warnings.append(real.complaint())
+        rejects += real.rejects()
         if not len(real):
             raise ValueError(f"{', '.join(args.data)}: no label can be used: {real.complaint()}")
         named = args.val_data or [path for path in args.data if (Path(path) / "validation").is_dir()]
         if named:
             validation = RealWords(named, vocabulary, split="validation")
             warnings.append(validation.complaint())
+            rejects += validation.rejects()
         else:
             real, validation = real.split()
         amounts = {lang: float(len(rows)) for lang, rows in real.rows.items()}
@@ -209,7 +228,37 @@ def word_data(args: WordArguments, bank: PrototypeBank, height: int) -> WordData
         mixture = WordMixture([(FixedWords(heldout), "", 1.0)])
         summary = [f"{len(heldout)} words over and over"]
     complaints = "; ".join(filter(None, warnings))
-    return WordData(vocabulary, mixture, heldout, height, args.max_width, "; ".join(summary), complaints)
+    return WordData(vocabulary, mixture, heldout, height, args.max_width, "; ".join(summary), complaints, rejects)
+
+
+def words_to_keep(
+    args: WordArguments, languages: Sequence[str], vocabulary: Vocabulary
+) -> tuple[list[Word], dict[str, str]]:
+    """Words that tell whether a model still reads languages that it is not judged by while it trains.
+
+    Args:
+        args: Says how many words a language, and how worn; `fonts` are searched beside the system's.
+        languages: The languages.
+        vocabulary: Characters of the bank.
+
+    Returns:
+        The bundled samples, and synthetic words in fonts that training never sees; why a language has none of these.
+    """
+    if not languages:
+        return [], {}
+    samples = RealWords([BUNDLED_SAMPLES / "labels.jsonl"], vocabulary).some(args.eval_words)
+    words: list[Word] = [word for word in samples if word.lang in languages]
+    known = {row.character for row in vocabulary.rows}
+    missing = {}
+    for lang in languages:
+        try:
+            source, fonts = {lang: load_words(lang)}, discover_fonts([lang], args.fonts)
+            drawn = WordSynthesiser(fonts, source, None, "heldout", 0.6 * args.severity, vocabulary.joiners, known)
+        except (ValueError, WordsError) as error:
+            missing[lang] = str(error)
+        else:
+            words += [drawn.word(1, index, lang) for index in range(args.eval_words)]
+    return words, missing
 
 
 def synthesisers(
@@ -445,6 +494,11 @@ def refined_accuracy(model: RefinerModel, words: Sequence[Word], vocabulary: Voc
     return _accuracy(refiner_readings(model, words, vocabulary), words)
 
 
+def recognised_accuracy(model: RefinerModel, words: Sequence[Word], vocabulary: Vocabulary) -> dict[str, float]:
+    """As :func:`reading_accuracy`, for what `recognise` reads by default, with the gate and the views of the config."""
+    return _accuracy(_recognised(model, words, vocabulary), words)
+
+
 def reading_samples(
     readings: Callable[..., list[str]],
     model: SpotterModel | RefinerModel,
@@ -474,10 +528,15 @@ def spotter_readings(model: SpotterModel, words: Sequence[Word], vocabulary: Voc
 
 
 def refiner_readings(model: RefinerModel, words: Sequence[Word], vocabulary: Vocabulary) -> list[str]:
-    """What the Refiner reads in each word, sure or not, normalised."""
+    """What the Refiner reads in each word, sure or not, in one view, normalised."""
+    return _recognised(model, words, vocabulary, gate_threshold=2.0, num_views=1)
+
+
+def _recognised(model: RefinerModel, words: Sequence[Word], vocabulary: Vocabulary, **options: Any) -> list[str]:
+    """What `recognise` reads in each word with some options, normalised."""
 
     def read(batch: Batch) -> list[str]:
-        readings = model.recognise(batch["pixel_values"], batch["pixel_mask"], gate_threshold=2.0, num_views=1)
+        readings = model.recognise(batch["pixel_values"], batch["pixel_mask"], **options)
         return [normalise(reading["text"], vocabulary.joiners) for reading in readings]
 
     return _readings(read, model, words, vocabulary)

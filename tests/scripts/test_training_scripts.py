@@ -3,6 +3,8 @@ import importlib.util
 import io
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -318,6 +320,7 @@ def test_refiner_on_simulated_readings(run, spotter):
 
 def test_finetuning_on_ones_own_pictures(run, refiner, labelled, monkeypatch):
     pushed = []
+    monkeypatch.setattr(publish, "check_push", lambda repo_id: None)
     monkeypatch.setattr(publish, "push", lambda *args: pushed.append(args) or "address")
     folder = refiner.with_name("mine")
     output = run(
@@ -328,6 +331,10 @@ def test_finetuning_on_ones_own_pictures(run, refiner, labelled, monkeypatch):
     assert "-- spotter\n" in output and "-- refiner\n" in output
     # Arabic digits are not in an English bank.
     assert "WARNING: 10 words left out (characters outside the bank), such as word-20; ar needs" in output
+    assert output.count(f"; all are named in {folder / 'rejects.jsonl'}\n") == 2
+    rejects = [json.loads(line) for line in (folder / "rejects.jsonl").read_text().splitlines()]
+    assert [reject["id"] for reject in rejects] == [f"word-{number}" for number in range(20, 30)]
+    assert rejects[1] | {"id": ""} == {"id": "", "label": "٢١", "lang": "ar", "reason": "characters outside the bank"}
     assert "step 0  wrr_en" in output and "wrr: 0.0000 -> 0.0000" in output
     model = RefinerModel.from_pretrained(folder / "final")
     best = SpotterModel.from_pretrained(folder / "spotter" / "best").state_dict()
@@ -338,7 +345,33 @@ def test_finetuning_on_ones_own_pictures(run, refiner, labelled, monkeypatch):
     card = (folder / "final" / "README.md").read_text()
     assert "# me/mine\n" in card and "then 100% of 18 labelled pictures (en 18)" in card
     assert "2 of 2, then 2 of 2, 2 samples each: 8 samples" in card and "| wrr | 0.0000 | 0.0000 |" in card
-    assert output.startswith("the checkpoint: wrr_en 0.0000")
+    assert output.startswith("the checkpoint, read as by default: wrr_en 0.0000")
+    command = f"python scripts/calibrate.py --model {folder / 'final'}"
+    assert f"its confidences and its gate are still the checkpoint's: `{command}` fits them to it\n" in output
+
+
+def test_finetuning_that_makes_a_model_forget_other_languages_is_worse(run, tmp_path, monkeypatch):
+    # Pictures of every script, all labelled with the same English letter, which validate as well.
+    entries = [json.loads(line) for line in (publish.SAMPLES / "labels.jsonl").read_text().splitlines()[::3]]
+    manifest = tmp_path / "labels.jsonl"
+    with open(manifest, "w") as file:
+        for entry in entries:
+            shutil.copy(publish.SAMPLES / entry["filename"], tmp_path)
+            file.write(json.dumps(entry | {"gt_text": "I", "lang": "en"}) + "\n")
+    monkeypatch.setattr(publish, "check_push", lambda repo_id: None)
+    monkeypatch.setattr(publish, "push", lambda *args: pytest.fail("uploaded"))
+    output = run(
+        "finetune",
+        *("--checkpoint", publish.CHECKPOINT, "--data", manifest, "--val_data", manifest, "--output_dir"),
+        *(tmp_path / "run", *STEPS, "--max_steps", 12, "--eval_steps", 12, "--warmup_steps", 0, "--batch_size", 8),
+        *("--learning_rate", 5e-3, "--eval_words", 3, "--push_to_hub", "me/mine"),
+    )
+    before, after = (float(re.search(rf"wrr_others: {figures}", output)[1]) for figures in (r"(\S+)", r"\S+ -> (\S+)"))
+    assert before > 0.9 and after < before - 0.1
+    assert "no synthetic words of bn will tell whether it is forgotten: " in output
+    assert re.search(r"wrr_bn: \S+ -> \S+ \(3 words that are not of the data\)", output)
+    assert re.search(r"WARNING: .*bn.* forgotten in part: train with --synthetic_share 0.2 or more", output)
+    assert "not uploaded: worse than what it began with" in output
 
 
 def test_self_check_says_how_many_words_it_knows_by_heart(run, refiner, labelled):
@@ -349,6 +382,9 @@ def test_self_check_says_how_many_words_it_knows_by_heart(run, refiner, labelled
         run("finetune", *command, "--push_to_hub", "me/mine")
     with pytest.raises(SystemExit, match="self-check FAILED: 0% of 4 words by heart; give it more max_steps"):
         run("finetune", *command)
+    steps = ["--max_steps", 100, "--eval_steps", 50, "--save_steps", 100, "--warmup_steps", 10, "--batch_size", 4]
+    command += [*steps, "--learning_rate", 1e-2, "--output_dir", folder / "longer"]
+    assert run("finetune", *command).endswith("self-check passed: 100% of 4 words by heart\n")
 
 
 def test_a_bank_is_extended_by_the_characters_of_labels(run, mclip, bank, spotter, refiner, labelled):
@@ -385,28 +421,45 @@ def test_a_bank_is_extended_by_the_characters_of_labels(run, mclip, bank, spotte
         run("train_spotter", "--output_dir", folder / "other")
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_each_config_fits_each_trainer(path):
-    for section, own in (
-        ("mclip", "MCLIPArguments"),
-        ("spotter", "SpotterArguments"),
-        ("refiner", "RefinerArguments"),
-    ):
-        module = load(f"train_{section}")
-        types = [module.TrainingArguments, getattr(module, own)]
-        types += [module.WordArguments] if section != "mclip" else []
-        options = parse_arguments(section, types, argv=["--output_dir", "x", "--config", str(path)])
-        assert options[0].output_dir == "x" and options[0].config == [str(path)]
+def parse_configs(section: str, *names: str) -> tuple:
+    """What a trainer makes of configs: its TrainingArguments, its own options and, but for mCLIP, those of words."""
+    module = load("finetune" if section == "finetune" else f"train_{section}")
+    own = {"mclip": "MCLIP", "spotter": "Spotter", "refiner": "Refiner", "finetune": "Checkpoint"}[section]
+    types = [getattr(module, "FinetuneArguments" if section == "finetune" else "TrainingArguments")]
+    types += [getattr(module, f"{own}Arguments")] + ([module.WordArguments] if section != "mclip" else [])
+    argv = ["--output_dir", "x", "--config", *(str(CONFIGS / f"{name}.yaml") for name in names)]
+    return parse_arguments(section, types, argv=[*argv, *(["--checkpoint", "y"] if section == "finetune" else [])])
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+def test_each_config_fits_each_trainer(name):
+    for section in ("mclip", "spotter", "refiner", "finetune"):
+        options = parse_configs(section, name)
+        assert options[0].output_dir == "x" and options[0].config == [str(CONFIGS / f"{name}.yaml")]
+
+
+@pytest.mark.parametrize("below", ["base", "bundled"])
 @pytest.mark.parametrize(("name", "languages"), [("1lang", ["hi"]), ("3lang", ["en", "hi", "bn"])])
-def test_configs_of_fewer_languages_weigh_no_others(name, languages):
-    module = load("train_spotter")
-    configs = [str(CONFIGS / f"{config}.yaml") for config in ("base", name)]
-    types = [module.TrainingArguments, module.WordArguments, module.SpotterArguments]
-    data = parse_arguments("spotter", types, argv=["--output_dir", "x", "--config", *configs])[1]
-    weights = mapping(data.language_weights, "language_weights", languages)
-    assert not weights or list(weights) == languages
+def test_configs_of_fewer_languages_weigh_no_others(name, languages, below):
+    for section in ("spotter", "refiner"):
+        words = parse_configs(section, below, name)[2]
+        weights = mapping(words.language_weights, "language_weights", languages)
+        assert not weights or list(weights) == languages
+
+
+def test_the_papers_setting_has_as_many_words_of_each_language():
+    for section in ("spotter", "refiner"):
+        for below in ("base", "bundled"):
+            args, _, words = parse_configs(section, below, "reference")
+            assert (args.optimizer, args.batch_size, words.language_weights) == ("adamw", 512, "")
+        args, _, words = parse_configs(section, "base", "reference", "real")  # its second stage
+        assert (args.optimizer, args.batch_size, words.language_weights) == ("adamw", 512, "")
+
+
+def test_fine_tuning_on_photographs_keeps_synthetic_words_in_one_command_too():
+    for section in ("spotter", "refiner", "finetune"):
+        args, _, words = parse_configs(section, "base", "real")
+        assert (words.synthetic_share, words.language_temperature, args.eval_steps) == (0.2, 2.0, 500)
 
 
 def test_a_config_that_names_another_is_refused(tmp_path, capsys):
