@@ -12,7 +12,7 @@ repositories of the family are made likewise, the first two of a Refiner too:
     --metrics mstr_hf/evaluation --output build/metrics
     --demo --output build/demo
 
-Refiners and Spotters are stored in float16, and load in float32.
+Models are stored in float16, and load in float32.
 
 The card is model_cards/NAME.md, where NAME is the output folder's; where there is no such file, models get a plain one
 and all else none. The results are kept in eval_results.json: with them and the folder itself as the source, its card is
@@ -87,6 +87,7 @@ def main() -> None:
         vocabulary = build_vocabulary(load_charsets(args.languages.split(",")))
         mclip = MCLIPModel.from_pretrained(args.mclip, dtype=torch.float32)
         assemble(mclip, args.output, vocabulary, repo_id)
+        store_in_half(args.output / SAFE_WEIGHTS_NAME)
         filled["places"] = {
             "parameters": f"{mclip.num_parameters() / 1e6:.1f}",
             "rows": str(len(vocabulary.rows)),

@@ -1,11 +1,11 @@
 """Adds the characters of your labels to a prototype bank that lacks them.
 
-    python scripts/extend_prototype_bank.py --bank runs/spotter/final --mclip runs/mclip/final \
-        --data my-words/labels.jsonl --output runs/bank-mine
+    python scripts/extend_prototype_bank.py --bank mstr_hf/pretrained/refiner-6lang --data my-words/labels.jsonl \
+        --output runs/bank-mine
 
-Old rows stay bit for bit what they are, so that models on the old bank take the new one (`train_spotter.py --init_from
-SPOTTER --bank BANK`). A new row is what mCLIP's image side sees in renderings of the character, on average; mCLIP need
-not have been trained on it.
+A bank of your own takes an mCLIP of your own, `--mclip runs/mclip/final`. Old rows stay bit for bit what they are, so
+that models on the old bank take the new one (`train_spotter.py --init_from SPOTTER --bank BANK`). A new row is what
+mCLIP's image side sees in renderings of the character, on average; mCLIP need not have been trained on it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from mstr_hf.charsets import CharsetError, load_charset, subtype_of
+from mstr_hf.hub.cache import MCLIP
 from mstr_hf.models.modeling_mclip import MCLIPModel
 from mstr_hf.models.prototype_bank import PrototypeBank
 from mstr_hf.synthesis.characters import CharacterSynthesiser
@@ -36,7 +37,11 @@ def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bank", required=True, help="folder or Hub repository with the bank")
-    parser.add_argument("--mclip", required=True, help="folder of an mCLIP in the bank's space (train_mclip.py --bank)")
+    parser.add_argument(
+        "--mclip",
+        default=str(MCLIP),
+        help="folder of an mCLIP in the bank's space (train_mclip.py --bank; default: that of the bundled bank)",
+    )
     parser.add_argument("--data", nargs="+", required=True, help="manifests or Arrow folders whose characters to add")
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument("--fonts", nargs="*", default=[], help="folders with fonts beside the system's")

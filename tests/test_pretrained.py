@@ -12,7 +12,11 @@ from transformers import AutoModel, AutoProcessor
 
 import mstr_hf
 from mstr_hf.data.manifest import read_manifest
-from mstr_hf.hub.cache import CHECKPOINT
+from mstr_hf.hub.cache import CHECKPOINT, MCLIP
+from mstr_hf.synthesis.characters import CharacterSynthesiser
+from mstr_hf.synthesis.fonts import discover_fonts
+from mstr_hf.training.bank_rows import check_space
+from mstr_hf.training.mclip import retrieve, vocabulary_of
 
 LANGUAGES = ["en", "hi", "bn", "ta", "te", "ar"]
 RECORDS = read_manifest(CHECKPOINT.parent / "samples" / "labels.jsonl")
@@ -58,19 +62,39 @@ def test_checkpoint_knows_the_charsets(model):
 
 
 def test_code_beside_the_weights_is_that_of_the_package():
-    copies = sorted(CHECKPOINT.glob("*.py"))
-    assert {"modeling_refiner.py", "handler.py"} <= {copy.name for copy in copies}
+    copies = sorted([*CHECKPOINT.glob("*.py"), *MCLIP.glob("*.py")])
+    assert {"modeling_refiner.py", "modeling_mclip.py", "handler.py"} <= {copy.name for copy in copies}
     for copy in copies:
         source = SOURCES.parent / "hub" if copy.name == "handler.py" else SOURCES
         assert copy.read_bytes() == (source / copy.name).read_bytes(), f"{copy.name}: build the checkpoint again"
 
 
-def test_card_names_what_it_must():
-    card = ModelCard.load(CHECKPOINT / "README.md")
+@pytest.mark.parametrize(
+    ("folder", "headings"),
+    [
+        (CHECKPOINT, ("## Use", "## Results", "### Fonts", "### Words", "## Limits", "## Citation")),
+        (MCLIP, ("## Use", "## Results", "### Fonts", "## Limits", "## Citation")),
+    ],
+)
+def test_card_names_what_it_must(folder, headings):
+    card = ModelCard.load(folder / "README.md")
     assert (card.data.license, card.data.language) == ("apache-2.0", LANGUAGES)
-    for heading in ("## Use", "## Results", "### Fonts", "### Words", "## Limits", "## Citation"):
+    for heading in headings:
         assert heading in card.text
     assert "{{" not in card.text
+
+
+def test_mclip_knows_characters_and_the_space_of_the_bank():
+    model = AutoModel.from_pretrained(MCLIP).eval()
+    vocabulary = vocabulary_of(str(MCLIP))
+    assert list(vocabulary.languages) == LANGUAGES
+    with torch.no_grad():
+        check_space(model, vocabulary, mstr_hf.PrototypeBank.from_pretrained(CHECKPOINT))
+        letters = {charset.lang: charset.letters for charset in mstr_hf.load_charsets(LANGUAGES)}
+        fonts = discover_fonts(LANGUAGES)
+        characters = CharacterSynthesiser(fonts, vocabulary.rows, letters, split="heldout", severity=0.0)
+        figures = retrieve(model, vocabulary, [characters.character(3, index) for index in range(300)]).figures()
+    assert figures["top1_letters_in_language"] > 0.85 and figures["top1_diacritics_in_language"] > 0.7
 
 
 def test_samples_are_four_words_a_language():

@@ -13,6 +13,7 @@ from huggingface_hub.file_download import repo_folder_name
 
 REPO_ID = "mstr/refiner-6lang"
 CHECKPOINT = Path(__file__).parents[1] / "pretrained" / "refiner-6lang"
+MCLIP = CHECKPOINT.with_name("mclip-6lang")  # in the space of the checkpoint's bank
 
 
 @dataclass(frozen=True)

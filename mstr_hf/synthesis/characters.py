@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -160,9 +161,12 @@ def _order(seed: str, count: int) -> list[int]:
 
 @functools.lru_cache(maxsize=200_000)
 def _drawable(face: Face, char: str) -> bool:
-    """Whether the face has ink of its own for the character."""
+    """Whether the face has ink of its own for the character, and not that of another."""
     font = hb_font(face)
     if font.get_nominal_glyph(ord(char)) is None:
+        return False
+    # Not so of lone marks, under which shaping puts a circle.
+    if unicodedata.category(char)[0] != "M" and not covers(face, char):
         return False
     try:
         mask = render_character(font, char, FRAME_HEIGHT, FRAME_WIDTH)

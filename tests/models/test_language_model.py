@@ -10,7 +10,17 @@ import pytest
 import torch
 
 from mstr_hf.charsets import load_charset, load_charsets
-from mstr_hf.models.language_model import ABSENT, ANY_SIGN, END, NOTHING, SIGN, character_classes, key, mix
+from mstr_hf.models.language_model import (
+    ABSENT,
+    ANY_SIGN,
+    END,
+    NEW_WORD,
+    NOTHING,
+    SIGN,
+    character_classes,
+    key,
+    mix,
+)
 from mstr_hf.models.prototype_bank import PrototypeBank
 from mstr_hf.synthesis.words import WordSource
 from mstr_hf.training import language_model as training
@@ -104,6 +114,26 @@ def test_words_are_as_likely_as_their_counts_say(bank, classes, model, text):
         contexts = model.append(contexts, torch.tensor([value]))
         if value != NOTHING:
             context = (*context, value) if value > END else (END,)
+
+
+def test_a_word_may_follow_another_without_a_space(bank, classes, model):
+    def spelled(text: str) -> list[int]:
+        return [classes[1 + bank.row(c)] for c in text]
+
+    def log_probs(values: list[int]) -> list[float]:
+        contexts, found = model.contexts(1), []
+        for value in values:
+            found.append(model(contexts, torch.tensor([[value]])).item())
+            contexts = model.append(contexts, torch.tensor([value]))
+        return found
+
+    first, second = log_probs([*spelled("hen"), END]), log_probs([*spelled("नमक"), END])
+    together = log_probs([*spelled("henनमक"), END])
+    assert together[:3] == first[:3] and together[4:] == second[1:]  # as in a word of its own
+    assert together[3] == pytest.approx(first[3] + NEW_WORD + second[0])
+    # within a word it costs nothing, and none begins before there is one
+    assert sum(log_probs([*spelled("then"), END])) > sum(log_probs([*spelled("t"), END])) + sum(first) + NEW_WORD
+    assert second[0] > log_probs(spelled("त"))[0]
 
 
 def test_what_may_follow_adds_up_to_one(model, classes):
