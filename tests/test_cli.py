@@ -80,8 +80,8 @@ def test_folder_is_read_in_order_though_batches_are_sorted_by_width(model, folde
     code, lines, err = _run(capsys, folder, "--batch-size", 2)
     assert (code, err) == (0, "")
     assert lines == [[str(folder / f"{grey}.png"), str(grey), "Zyyy", "0.500"] for grey in range(10, 17)]
-    # the widest first in each window
-    assert [call["widths"] for call in model.calls] == [[304], [96], [24, 40], [504], [64], [40]]
+    calls = [call["widths"] for call in model.calls]  # of a window, in any order: side by side
+    assert sorted(calls[:3]) == [[24, 40], [96], [304]] and sorted(calls[3:]) == [[40], [64], [504]]
 
 
 def test_files_patterns_and_subfolders(model, folder, capsys):

@@ -61,7 +61,7 @@ def test_batches_side_by_side_share_the_threads(loaded, monkeypatch, threads):
         with lock:
             at_once.append(at_once[-1] + 1)
         shares.append(torch.get_num_threads())
-        time.sleep(0.05)
+        time.sleep(0.2)
         with lock:
             at_once.append(at_once[-1] - 1)
         return [{"text": ""}] * len(pixel_values)
