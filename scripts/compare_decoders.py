@@ -4,9 +4,9 @@
         --config scripts/configs/scaling.yaml --photographs words.jsonl
 
 All see the same words in the same order. What they may compute for a word is evened out by the number of Transformer
-layers in the backbone: parallel queries have as much as frames, the larger frames as much as the Spotter and its
-Refiner. `table.md` in the output folder compares WRR on held-out words and on photographs. With `--resume` a run that
-was stopped goes on.
+layers in the backbone: parallel queries and finer maps have as much as frames, the larger frames as much as the Spotter
+and its Refiner. `table.md` in the output folder compares WRR on held-out words and on photographs. With `--resume` a
+run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mstr_hf.models.configuration_refiner import RefinerDecoderConfig
 from mstr_hf.models.configuration_spotter import SpotterConfig
 from mstr_hf.models.layers import DecoderLayer, additive_mask
 from mstr_hf.models.modeling_refiner import RefinerModel, sinusoids
-from mstr_hf.models.modeling_spotter import IGNORED, TOKEN_OFFSET, SpotterModel, SpotterOutput
+from mstr_hf.models.modeling_spotter import IGNORED, TOKEN_OFFSET, MaskedConv, SpotterModel, SpotterOutput
 from mstr_hf.models.prototype_bank import PrototypeBank
 from mstr_hf.synthesis.cache import read_json, write_json
 from mstr_hf.training.arguments import TrainingArguments, mapping, parse_arguments
@@ -37,11 +37,13 @@ from mstr_hf.training.sources import RealWords, Word
 from mstr_hf.training.trainer import Trainer
 from mstr_hf.training.words import WordArguments, image_height, reading_accuracy, refined_accuracy, word_data
 
-ARMS = ("frames", "queries", "refiner", "large", "plain")
+ARMS = ("frames", "queries", "refiner", "large", "plain", "columns", "maps")
 # Rows of the table: what is read, and by what of which arm.
 READINGS = {
     "CTC frames": ("frames", "spotter"),
     "CTC frames, without the alignment loss": ("plain", "spotter"),
+    "CTC frames, the last maps H/16 x W/4": ("columns", "spotter"),
+    "CTC frames, the last maps H/8 x W/4": ("maps", "spotter"),
     "parallel queries": ("queries", "spotter"),
     "CTC frames, trained beside the Refiner": ("refiner", "spotter"),
     "the Refiner": ("refiner", "refiner"),
@@ -54,6 +56,8 @@ UNRELATED = (
     *("output_dir", "config", "resume", "time_limit", "push_to_hub", "arms"),
     *("log_steps", "save_steps", "save_total_limit", "num_workers", "num_threads"),
 )
+# Columns of 4 pixels instead of 8, with frames as far from each other as ever.
+NARROW = {"column_width": 4, "frames_per_column": 2}
 # What compute is counted on: the middle of the widths and lengths of words.
 WIDTH, LENGTH = 96, 7
 
@@ -117,6 +121,17 @@ class QuerySpotter(SpotterModel):
         return output
 
 
+class FineSpotter(SpotterModel):
+    """Keeps the height of the second level, H/8, in the last, whose layers see twice as many places."""
+
+    def __init__(self, config: SpotterConfig):
+        super().__init__(config)
+        *_, middle, coarse = config.stage_channels
+        self.backbone.down3 = MaskedConv(middle, coarse)
+        size = coarse * config.image_height // 8
+        self.head.projection = nn.Linear(size, config.frames_per_column * config.projection_dim)
+
+
 def compute(model: SpotterModel | RefinerModel) -> float:
     """Millions of multiplications and additions for a word; of a Refiner as if its steps were one pass."""
     pixels = torch.zeros(1, 1, image_height(model), WIDTH * image_height(model) // 32)
@@ -156,9 +171,9 @@ class Makers:
         model.config.freeze_spotter = False
         return model.requires_grad_(True).train()
 
-    def equal(self, kind: type[SpotterModel], wanted: float) -> SpotterModel:
+    def equal(self, kind: type[SpotterModel], wanted: float, **other: Any) -> SpotterModel:
         """The Spotter of a kind whose number of layers brings its compute nearest to what is wanted."""
-        models = (self.spotter(kind, num_hidden_layers=count) for count in range(1, 13))
+        models = (self.spotter(kind, num_hidden_layers=count, **other) for count in range(1, 13))
         return min(models, key=lambda model: abs(compute(model) - wanted))
 
     def make(self, arm: str) -> SpotterModel | RefinerModel:
@@ -169,6 +184,12 @@ class Makers:
             return self.spotter(alignment_weight=0)
         if arm == "queries":
             return self.equal(QuerySpotter, compute(self.spotter()))
+        if arm == "columns":
+            return self.equal(SpotterModel, compute(self.spotter()), **NARROW)
+        if arm == "maps":
+            # At its full width, not even one layer has so little to compute.
+            *first, coarse = self.spotter().config.stage_channels
+            return self.equal(FineSpotter, compute(self.spotter()), stage_channels=[*first, coarse // 2], **NARROW)
         if arm == "large":
             return self.equal(SpotterModel, compute(self.refiner()))
         return self.spotter()

@@ -24,6 +24,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
 
+from mstr_hf.hub import publish
 from mstr_hf.models.modeling_refiner import RefinerModel
 from mstr_hf.models.modeling_spotter import SpotterModel
 from mstr_hf.models.prototype_bank import PrototypeBank
@@ -99,6 +100,8 @@ def main() -> None:
             yield batch
 
     say = PartialState(timeout=WAIT).print
+    if args.push_to_hub and PartialState().is_main_process:
+        publish.check_push(args.push_to_hub)  # before minutes of reading, not after them
     for lang, reason in unread.items():
         say(f"no synthetic words of {lang} will tell whether it is forgotten: {reason}")
     start = accuracy(model.eval(), words, others)

@@ -3,7 +3,7 @@
 With `--bank` it learns the space of a prototype bank that models use already: the bank's rows are what images are
 trained against, and the text side learns to give them. Languages that the bank lacks, named after its own, get their
 rows in that space, which `scripts/add_language.py --mclip` takes. With `--init_from` it goes on with a trained mCLIP,
-whose languages come first too.
+whose languages come first too: it is evaluated first, and the run says so if it ends worse than it began.
 """
 
 from __future__ import annotations
@@ -95,6 +95,7 @@ def main() -> None:
         metric="top1",
         rates={"text_tower.": text_rate},
         samples=lambda model: retrieval_samples(model, vocabulary, crops),
+        evaluate_first=data.init_from is not None,
         options=[data],
     )
     drawable = {index for index, _ in train.drawable}

@@ -41,7 +41,7 @@ FEATURES: dict[str, dict[str, Any]] = {
 """The columns, as `datasets.Features` writes them: the library is slow to import and not needed to write."""
 
 _IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-_TYPES = {"Image": _IMAGE, "Value": pa.string(), "ClassLabel": pa.int64()}
+_TYPES = {"Image": _IMAGE, "Value": pa.string(), "ClassLabel": pa.int64(), "List": pa.list_(pa.float32())}
 
 RECORDS_PER_SHARD = 20_000
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from mstr_hf.charsets import DIACRITIC
+from mstr_hf.charsets import DIACRITIC, DIGIT
 from mstr_hf.vocabulary import Row
 
 from .augmentation import compose, degrade, legible
@@ -75,11 +75,11 @@ class CharacterSynthesiser:
         self.languages: dict[int, list[str]] = {}
         for index, lang in self.drawable:
             self.languages.setdefault(index, []).append(lang)
-        # Marks are hardest to tell apart, and stand alone as well as on letters.
-        self.turns = [index for index in self.languages for _ in range(2 if rows[index].subtype == DIACRITIC else 1)]
+        # How often a row comes round is for training alone: in an evaluation all count the same.
+        self.turns = [index for index in self.languages for _ in range(_turns(rows[index]) if split == "train" else 1)]
 
     def character(self, seed: int, index: int) -> SyntheticCharacter:
-        """The crop at a position of the endless sequence: rows come round in a shuffled order, marks twice a lap.
+        """The crop at a position of the endless sequence: rows come round in a shuffled order, hard ones more often.
 
         Each comes in the fonts of one of its languages, so that what all of them write, punctuation above all, does not
         crowd out their letters.
@@ -152,6 +152,15 @@ class CharacterSynthesiser:
             room = (top + ROOM_ABOVE * height, bottom - ROOM_BELOW * height)
             self._lines[face, lang] = room if drawn else None
         return self._lines[face, lang]
+
+
+def _turns(row: Row) -> int:
+    """How often a row comes round in a lap of training.
+
+    Marks are hard to tell apart, and stand alone as well as on letters; digits have look-alikes in other scripts; the
+    dots and marks of Arabic are the smallest of all.
+    """
+    return (2 if row.subtype in (DIACRITIC, DIGIT) else 1) * (2 if row.script == "Arab" else 1)
 
 
 @functools.lru_cache(maxsize=16)

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from mstr_hf.charsets import load_charsets
-from mstr_hf.data.arrow import FEATURES, RECORDS_PER_SHARD, Part, Row, Source, Totals, write_dataset
+from mstr_hf.data.arrow import FEATURES, RECORDS_PER_SHARD, Part, Source, Totals, write_dataset
 from mstr_hf.models import text as model_text
 from mstr_hf.models.text import display
 from mstr_hf.vocabulary import SUBTYPES, Vocabulary, build_vocabulary
@@ -36,11 +36,38 @@ SPLITS = {"train": "train", "validation": "heldout"}
 BYSTANDERS = ("cache.py", "preview.py", "stream.py")
 """Files beside this one that do not decide what an image looks like."""
 
+WORD_FEATURES: dict[str, dict[str, Any]] = FEATURES | {
+    "centres": {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "List"},
+}
+"""The columns of words (see `mstr_hf.data.arrow.FEATURES`)."""
+
 CHARACTER_FEATURES: dict[str, dict[str, Any]] = FEATURES | {
     "prompt": {"dtype": "string", "_type": "Value"},
     "subtype": {"names": list(SUBTYPES), "_type": "ClassLabel"},
 }
 """The columns of characters (see `mstr_hf.data.arrow.FEATURES`)."""
+
+
+class WordRow(NamedTuple):
+    """A synthetic word of a data set; like `mstr_hf.data.arrow.Row`, and what the Spotter's alignment loss needs.
+
+    Attributes:
+        id: Name of the record, unique in its data set.
+        image: The PNG file's bytes.
+        text: The word as people type it.
+        label: The normalised word.
+        lang: Language code.
+        dataset: The collection.
+        centres: Column of each character's centre as a fraction of the width, in visual order; empty where unknown.
+    """
+
+    id: str
+    image: bytes
+    text: str
+    label: str
+    lang: str
+    dataset: str
+    centres: Sequence[float]
 
 
 class CharacterRow(NamedTuple):
@@ -80,7 +107,7 @@ def synthesise(
 ) -> dict[str, Totals]:
     """Writes a data set of synthetic images, or what is missing of it after an earlier call was killed.
 
-    Words have the columns of `Row`, characters those of `CharacterRow`.
+    Words have the columns of `WordRow`, characters those of `CharacterRow`.
 
     Args:
         output: Folder of the data set: new, empty, or left by a call with the same settings.
@@ -111,7 +138,7 @@ def synthesise(
             for lang, source in drawn(index, vocabulary, sources, split, seed).items():
                 parts.append(Part(split, lang, total, source))
     settings = {"kind": "characters" if characters else "words", "seed": seed, **_ingredients(index, sources)}
-    features = CHARACTER_FEATURES if characters else FEATURES
+    features = CHARACTER_FEATURES if characters else WORD_FEATURES
     return write_dataset(output, parts, settings, num_proc, records_per_shard, features)
 
 
@@ -130,12 +157,14 @@ class _Words:
     lang: str
     seed: int
 
-    def __call__(self, start: int, stop: int) -> Iterator[Row]:
+    def __call__(self, start: int, stop: int) -> Iterator[WordRow]:
         cv2.setNumThreads(1)  # there is a process for each core
         for index in range(start, stop):
             word = self.synthesiser.word(self.seed, index, self.lang)
             name = f"{self.lang}-{self.seed:016x}-{index}"
-            yield Row(name, encode_image(word.image), display(word.text), word.text, self.lang, "synthetic words")
+            image = encode_image(word.image)
+            centres = () if word.centres is None else word.centres.tolist()
+            yield WordRow(name, image, display(word.text), word.text, self.lang, "synthetic words", centres)
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,11 @@ class RunLog:
                 with open(self._file, "a", encoding="utf-8") as file:
                     file.write(json.dumps(entry) + "\n")
 
+    def progress(self, step: int) -> None:
+        """Moves the live bar, on a terminal."""
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+
     def step(
         self,
         step: int,
@@ -75,7 +80,6 @@ class RunLog:
         }
         self.say(f"step {step}  {text}", step=step, **values)
         if self._bar is not None:
-            self._bar.update(step - self._bar.n)
             self._bar.set_postfix_str(text)
         if self._board is not None:
             for name, value in values.items():

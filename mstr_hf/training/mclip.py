@@ -216,11 +216,12 @@ class Retrieval:
         return float(np.mean(hits)) if hits else None
 
     def figures(self) -> dict[str, float]:
-        """Top-1 among all rows and within the language, over all crops and by kind of character."""
+        """Top-1 among all rows and within the language, over all crops, by kind of character and by language."""
         figures = {"top1": self.top1(False), "top1_in_language": self.top1(True)}
         for kind, name in enumerate(KINDS):
             figures[f"top1_{name}"] = self.top1(False, kind)
             figures[f"top1_{name}_in_language"] = self.top1(True, kind)
+        figures |= {f"top1_{lang}": self.top1(False, lang=lang) for lang in self.vocabulary.languages}
         return {name: round(value, 4) for name, value in figures.items() if value is not None}
 
     def table(self) -> str:

@@ -40,6 +40,8 @@ MAX_LENGTH = 64
 
 SPLITS = ("train", "validation", "test")
 COLUMNS = ("id", "image", "label", "lang")
+# What words have that were drawn beforehand (`mstr_hf.synthesis.dataset.WordRow`).
+CENTRES = "centres"
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class RealWord:
         image: Grey, uint8 `[H, W]`.
         text: Normalised label in logical order.
         lang: Language.
-        centres: Not known.
+        centres: As those of `SyntheticWord`; known of words that were drawn.
     """
 
     image: np.ndarray
@@ -101,9 +103,11 @@ class RealWords:
     Labels that are empty or have characters outside the vocabulary are left out; `rejected` says which and why.
 
     Args:
-        paths: Folders of Arrow files (columns `id`, `image`, `label`, `lang`) and manifests (`.json`, `.jsonl`).
+        paths: Folders of Arrow files (columns `id`, `image`, `label`, `lang`, and `centres` of drawn words) and
+            manifests (`.json`, `.jsonl`).
         vocabulary: What can be read.
-        severity: Upper end of the degradation budget; 0 leaves the pictures as they are.
+        severity: Upper end of the degradation budget; 0 leaves the pictures as they are. Words that were drawn, which
+            an Arrow folder of `mstr synthesise` holds, are worn already and stay as they are.
         split: Which split of an Arrow folder that has splits.
 
     Attributes:
@@ -195,7 +199,7 @@ class RealWords:
             except ValueError as error:
                 complain_once(str(error))
                 continue
-            if not self.severity:
+            if not self.severity or word.centres is not None:
                 return word
             noise = np.random.default_rng([zlib.crc32(lang.encode()), seed, place])
             worn = degrade(noise, word.image.astype(np.float32), self.severity * noise.random())
@@ -212,7 +216,11 @@ class RealWords:
         image = record["image"]
         source = image["bytes"] if image["bytes"] is not None else image["path"]
         text = normalise(record["label"], self._joiners)
-        return RealWord(np.asarray(load_image(source, f"image {record['id']}")), text, record["lang"])
+        grey = np.asarray(load_image(source, f"image {record['id']}"))
+        centres = record.get(CENTRES)
+        # Charsets with other joiners have other labels.
+        known = centres is not None and len(centres) == len(text)
+        return RealWord(grey, text, record["lang"], np.array(centres) if known else None)
 
     def some(self, count: int) -> list[RealWord]:
         """At most `count` words a language, the same ones each time."""
@@ -279,7 +287,7 @@ def complain_once(message: str) -> None:
 
 
 def _read(path: Path, split: str) -> datasets.Dataset:
-    """Columns `COLUMNS` of an Arrow folder, memory-mapped, or of a manifest."""
+    """Columns `COLUMNS` of an Arrow folder, memory-mapped, or of a manifest, and `CENTRES` where they are known."""
     import datasets
 
     features = datasets.Features(
@@ -298,7 +306,8 @@ def _read(path: Path, split: str) -> datasets.Dataset:
         table = datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in files])
         if missing := [name for name in COLUMNS if name not in table.column_names]:
             raise ValueError(f"{path}: no column {', '.join(missing)}: convert your data with `mstr convert`")
-        return table.select_columns(list(COLUMNS)).cast_column("image", features["image"])
+        wanted = [name for name in (*COLUMNS, CENTRES) if name in table.column_names]
+        return table.select_columns(wanted).cast_column("image", features["image"])
     records = read_manifest(path)
     return datasets.Dataset.from_dict(
         {

@@ -325,6 +325,7 @@ class Trainer:
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.step += 1
+            self.log.progress(self.step)
             self.loss_count += 1
             steps += 1
             logs, evaluates, saves = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -57,7 +58,10 @@ class WordArguments:
     fonts: list[str] = field(default_factory=list, metadata={"help": "Folders with fonts beside the system's."})
     data: list[str] = field(
         default_factory=list,
-        metadata={"help": "Labelled pictures: Arrow folders (`mstr convert`) and manifests (.json, .jsonl)."},
+        metadata={
+            "help": "Labelled pictures: Arrow folders (`mstr convert`, `mstr synthesise`) and manifests (.json, "
+            ".jsonl). As they are, or each with its weight, such as photographs=3 drawn=1."
+        },
     )
     val_data: list[str] = field(
         default_factory=list,
@@ -181,29 +185,36 @@ def word_data(args: WordArguments, bank: PrototypeBank, height: int) -> WordData
     warnings: list[str] = []
     rejects: list[dict[str, str]] = []
     if args.data:
-        real = RealWords(args.data, vocabulary, 0 if args.overfit_images else REAL_SEVERITY)
-        warnings.append(real.complaint())
-        rejects += real.rejects()
-        if not len(real):
-            raise ValueError(f"{', '.join(args.data)}: no label can be used: {real.complaint()}")
-        named = args.val_data or [path for path in args.data if (Path(path) / "validation").is_dir()]
+        sources = weighted(args.data)
+        paths = [path for group, _ in sources for path in group]
+        named = args.val_data or [path for path in paths if (Path(path) / "validation").is_dir()]
+        validations = [RealWords(named, vocabulary, split="validation")] if named else []
+        weights = math.fsum(weight for _, weight in sources)
+        for group, weight in sources:
+            real = RealWords(group, vocabulary, 0 if args.overfit_images else REAL_SEVERITY)
+            warnings.append(real.complaint())
+            rejects += real.rejects()
+            if not len(real):
+                raise ValueError(f"{', '.join(group)}: no label can be used: {real.complaint()}")
+            if not named:
+                real, validation = real.split()
+                validations.append(validation)
+            part = (1 - share) * weight / weights
+            amounts = {lang: float(len(rows)) for lang, rows in real.rows.items()}
+            shares = language_shares(amounts, args.language_temperature)
+            parts += [(real, lang, part * lang_share) for lang, lang_share in shares.items() if share < 1]
+            counts = ", ".join(f"{lang} {len(rows)}" for lang, rows in real.rows.items())
+            where = f" of {Path(group[0]).name}" if len(sources) > 1 else ""
+            summary.append(f"{part:.0%} of {len(real)} labelled pictures{where} ({counts})")
         if named:
-            validation = RealWords(named, vocabulary, split="validation")
-            warnings.append(validation.complaint())
-            rejects += validation.rejects()
-        else:
-            real, validation = real.split()
-        amounts = {lang: float(len(rows)) for lang, rows in real.rows.items()}
-        shares = language_shares(amounts, args.language_temperature)
-        parts += [(real, lang, (1 - share) * part) for lang, part in shares.items() if share < 1]
-        heldout = validation.some(args.eval_words)
-        counts = ", ".join(f"{lang} {len(rows)}" for lang, rows in real.rows.items())
-        summary.append(f"{1 - share:.0%} of {len(real)} labelled pictures ({counts})")
+            warnings.append(validations[0].complaint())
+            rejects += validations[0].rejects()
+        heldout = [word for validation in validations for word in validation.some(args.eval_words)]
     if share > 0:
         train, drawn = synthesisers(args, bank, vocabulary)
         languages = bank.all_languages
-        weights = dict.fromkeys(languages, 1.0) | mapping(args.language_weights, "language_weights", languages)
-        shares = language_shares(weights, args.language_temperature)
+        amounts = dict.fromkeys(languages, 1.0) | mapping(args.language_weights, "language_weights", languages)
+        shares = language_shares(amounts, args.language_temperature)
         parts += [(train, lang, share * part) for lang, part in shares.items() if part > 0]
         summary.append(f"{share:.0%} synthetic words ({', '.join(f'{k} {v:.0%}' for k, v in shares.items())})")
         if not heldout:
@@ -229,6 +240,34 @@ def word_data(args: WordArguments, bank: PrototypeBank, height: int) -> WordData
         summary = [f"{len(heldout)} words over and over"]
     complaints = "; ".join(filter(None, warnings))
     return WordData(vocabulary, mixture, heldout, height, args.max_width, "; ".join(summary), complaints, rejects)
+
+
+def weighted(data: Sequence[str]) -> list[tuple[list[str], float]]:
+    """Sources among paths of labelled pictures, and the weight of each.
+
+    Without weights all paths are one source, whose pictures come as often as each other; `PATH=WEIGHT` makes each path
+    a source of its own.
+
+    Raises:
+        ValueError: If some have weights and some have not, or a weight is none.
+    """
+    sources: list[tuple[list[str], float]] = []
+    for text in data:
+        path, sign, weight = text.rpartition("=")
+        if not sign or Path(text).exists():
+            continue
+        try:
+            value = float(weight)
+        except ValueError:
+            value = math.nan
+        if not 0 < value < math.inf:
+            raise ValueError(f"data: '{text}' is no path, and '{weight}' no weight: give a number above 0")
+        sources.append(([path], value))
+    if not sources:
+        return [(list(data), 1.0)]
+    if len(sources) < len(data):
+        raise ValueError(f"data: {', '.join(data)}: give each path a weight, as in photographs=3, or none")
+    return sources
 
 
 def words_to_keep(

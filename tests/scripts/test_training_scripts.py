@@ -3,6 +3,7 @@ import importlib.util
 import io
 import json
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -272,13 +273,14 @@ def test_decoders_are_compared_on_equal_words(run, bank, labelled):
     assert "reads 20 of 30 words" in printed and printed.endswith(table + "\n")
     rows = [line.split(" | ") for line in table.splitlines()[4:]]
     spent = {row[0].strip("| "): float(row[1]) for row in rows}
-    assert len(rows) == 6 and "20 labels" in table
+    assert len(rows) == 8 and "20 labels" in table
     assert spent["CTC frames"] == spent["CTC frames, trained beside the Refiner"] < spent["the Refiner"]
-    assert spent["parallel queries"] == pytest.approx(spent["CTC frames"], rel=0.25)
+    for name in ("parallel queries", "CTC frames, the last maps H/16 x W/4", "CTC frames, the last maps H/8 x W/4"):
+        assert spent[name] == pytest.approx(spent["CTC frames"], rel=0.25)
     assert spent["CTC frames, as much compute as with the Refiner"] == pytest.approx(spent["the Refiner"], rel=0.25)
     # What is trained is not trained again.
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/final/model.safetensors")}
-    assert len(before) == 5
+    assert len(before) == 7
     assert run("compare_decoders", *options).endswith(table + "\n")
     assert before == {path: path.stat().st_mtime_ns for path in folder.glob("*/final/model.safetensors")}
     with pytest.raises(ValueError, match="was made with other seed: name another --output_dir"):
@@ -493,3 +495,52 @@ def test_scripts_run_as_programs(tmp_path):
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 2
     assert "a.yaml: unknown option 'lerning_rate': did you mean learning_rate?" in result.stderr.splitlines()[-1]
+
+
+@pytest.fixture
+def launch(fonts, tmp_path):
+    """Runs a script by `accelerate launch` in two processes, with the faces of `fonts`; gives what it printed."""
+    index = tmp_path / "fonts.pickle"
+    index.write_bytes(pickle.dumps(fonts))
+    (tmp_path / "run.py").write_text(
+        "import pickle, runpy, sys\n"
+        "from mstr_hf.synthesis import fonts\n"
+        f"found = pickle.load(open({str(index)!r}, 'rb'))\n"
+        "fonts.discover_fonts = lambda languages, folders=(): found\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+
+    def launch(name: str, *options: object) -> str:
+        launcher = ["-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2"]
+        settings = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        command = [sys.executable, *launcher, *settings, tmp_path / "run.py", ROOT / "scripts" / f"{name}.py", *options]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "ACCELERATE_USE_CPU": "yes",
+            "OMP_NUM_THREADS": "1",
+        }
+        result = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stderr[-3000:]
+        return result.stdout
+
+    return launch
+
+
+def test_each_trainer_runs_in_two_processes(launch, run, tmp_path):
+    small = ["--languages", "en", "--architecture", "projection_dim=16", "--batch_size", 8, "--eval_samples", 20]
+    output = launch("train_mclip", "--output_dir", tmp_path / "mclip", *STEPS, *small)
+    assert output.count("2 processes on cpu") == 1 and "; 16 samples a step; steps 0 to 2" in output
+    run("build_prototype_bank", "--mclip", tmp_path / "mclip" / "final", "--output", tmp_path / "bank")
+    options = ["--bank", tmp_path / "bank", "--architecture", SHAPE]
+    output = launch("train_spotter", "--output_dir", tmp_path / "spotter", *WORDS, *options)
+    assert output.count("2 processes on cpu") == 1 and "; 4 samples a step; steps 0 to 2" in output
+    options = ["--spotter", tmp_path / "spotter" / "final"]
+    output = launch("train_refiner", "--output_dir", tmp_path / "refiner", *WORDS, *options)
+    assert output.count("2 processes on cpu") == 1 and "; 4 samples a step; steps 0 to 2" in output
+    for name, auto in (("mclip", MCLIPModel), ("spotter", SpotterModel), ("refiner", RefinerModel)):
+        assert len(figures(tmp_path / name)["loss"]) == 2
+        auto.from_pretrained(tmp_path / name / "final")
+    card = (tmp_path / "refiner" / "final" / "README.md").read_text()
+    assert "2 of 2, 4 samples each: 8 samples" in card

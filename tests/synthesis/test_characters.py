@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mstr_hf.charsets import DIACRITIC, load_charsets
+from mstr_hf.charsets import load_charsets
 from mstr_hf.models.text import normalise
 from mstr_hf.synthesis import characters as character_module
 from mstr_hf.synthesis.characters import FRAME_HEIGHT, FRAME_WIDTH, CharacterSynthesiser
@@ -50,13 +50,16 @@ def test_damage_that_hides_the_character_costs_another_draw(characters, monkeypa
     assert (again.row, again.lang) == (visible.row, visible.lang)
 
 
-def test_every_row_comes_once_a_lap_and_every_mark_twice(characters, monkeypatch):
+def test_every_row_comes_round_and_hard_ones_more_often_in_training(fonts, characters, monkeypatch):
     monkeypatch.setattr(characters, "crop", lambda row, lang, seed, index: (row, lang))
     count = len(characters.turns)
     laps = [[characters.character(0, lap * count + place) for place in range(count)] for lap in range(20)]
     times = Counter(row for row, _ in laps[0])
     assert times.keys() == {row for row, _ in characters.drawable}
-    assert all(times[row] == (2 if ROWS[row].subtype == DIACRITIC else 1) for row in times)
+    by_character = {ROWS[row].character: count for row, count in times.items()}
+    expected = {"A": 1, "क": 1, "!": 1, "ा": 2, "5": 2, "५": 2, "ب": 2, "َ": 4, "٥": 4}
+    assert {char: by_character[char] for char in expected} == expected
+    assert set(Counter(CharacterSynthesiser(fonts, ROWS, LETTERS, split="heldout").turns).values()) == {1}
     assert sorted(row for row, _ in laps[0]) == sorted(row for row, _ in laps[1]) and laps[0] != laps[1]
     # what several languages write comes in the fonts of each
     assert {pair for lap in laps for pair in lap} == set(characters.drawable)

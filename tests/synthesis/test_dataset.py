@@ -84,14 +84,15 @@ def test_rows_are_the_words_of_the_synthesiser(folder: Path):
             word = synthesiser.word(dataset.part_seed(0, split, "hi"), number, "hi")
             assert np.array_equal(np.asarray(row["image"]), word.image)
             assert row["label"] == word.text == vocabulary.validate(row["text"])
+            assert np.allclose(row["centres"], word.centres, atol=1e-6)
     assert len({row["id"] for split in loaded.values() for row in split}) == 14
 
 
 def test_characters_have_their_prompts_and_all_are_there(folder: Path):
     vocabulary = build_vocabulary(load_charsets(["hi"]))
     rows = vocabulary.rows
-    count = len(CharacterSynthesiser(fonts.discover_fonts(["hi"]), rows, {"hi": load_charset("hi").letters}).turns)
-    synthesise(folder / "characters", ["hi"], count, characters=True, num_proc=1)
+    turns = CharacterSynthesiser(fonts.discover_fonts(["hi"]), rows, {"hi": load_charset("hi").letters}).turns
+    synthesise(folder / "characters", ["hi"], len(turns), characters=True, num_proc=1)
     loaded = datasets.load_from_disk(str(folder / "characters"))["train"]
     subtypes = {row.character: row.subtype for row in rows}
     for row in loaded:
@@ -101,7 +102,7 @@ def test_characters_have_their_prompts_and_all_are_there(folder: Path):
         assert row["image"].size == (48, 40)
     assert loaded.features["subtype"].names == ["letter", "diacritic", "digit", "punctuation"]
     drawn = set(loaded["label"])
-    assert len(drawn) == count - len(load_charset("hi").diacritics) and set(load_charset("hi").letters) <= drawn
+    assert drawn == {rows[row].character for row in turns} and set(load_charset("hi").letters) <= drawn
     assert set(load_charset("hi").diacritics) <= drawn
 
 

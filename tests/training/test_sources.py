@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mstr_hf.charsets import load_charsets
+from mstr_hf.synthesis import dataset
+from mstr_hf.synthesis.synthetic_words import WordSynthesiser
 from mstr_hf.training.sources import HELD_OUT, LAP, RealWord, RealWords, WordMixture, language_shares, shuffled
 from mstr_hf.vocabulary import build_vocabulary
 
@@ -104,6 +106,26 @@ def test_arrow_folders_hold_the_same_words(labelled, vocabulary, tmp_path):
     manifest = {word.text: word.image for word in RealWords([labelled], vocabulary).some(99)}
     for word in arrow.some(99):
         assert np.array_equal(word.image, manifest[word.text])
+
+
+def test_drawn_words_keep_their_places_and_are_not_worn_twice(
+    fonts, synthesiser, labelled, vocabulary, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(dataset, "discover_fonts", lambda *args: fonts)
+    dataset.synthesise(tmp_path / "drawn", ["en", "ar"], 4, num_proc=1)
+    words = RealWords([tmp_path / "drawn"], vocabulary, severity=0.9)
+    drawn = WordSynthesiser(fonts, synthesiser.sources, joiners=vocabulary.joiners)
+    for lang in ("en", "ar"):
+        seed = dataset.part_seed(0, "train", lang)
+        expected = {word.text: word for word in (drawn.word(seed, index, lang) for index in range(4))}
+        found = [words.word(0, index, lang) for index in range(4)]
+        assert {word.text for word in found} == set(expected)
+        for word in found:
+            assert np.array_equal(word.image, expected[word.text].image)
+            assert np.allclose(word.centres, expected[word.text].centres, atol=1e-6)
+    # Beside photographs, which have no places.
+    both = RealWords([labelled, tmp_path / "drawn"], vocabulary)
+    assert len(both) == 38 and sum(word.centres is not None for word in both.some(99)) == 8
 
 
 def test_labels_outside_the_vocabulary_are_named_and_the_rest_is_kept(labelled):

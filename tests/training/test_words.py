@@ -1,3 +1,5 @@
+import shutil
+from collections import Counter
 from itertools import islice, pairwise
 from types import SimpleNamespace
 
@@ -275,6 +277,29 @@ def test_labelled_pictures_are_mixed_with_synthetic_words(labelled, vocabulary, 
     real = [word for word in words if hasattr(word, "family") is False]
     assert 30 <= len(real) <= 57
     assert len(data.heldout) == 3 and not {word.text for word in real} & {word.text for word in data.heldout}
+
+
+def test_sources_of_pictures_have_weights(labelled, vocabulary, tmp_path):
+    folder = tmp_path / "more=1"  # a path may have the sign too
+    shutil.copytree(labelled.parent, folder)
+    other = folder / labelled.name
+    bank = bank_of(vocabulary)
+    data = word_data(WordArguments(data=[f"{labelled}=3", f"{other}=1"]), bank, HEIGHT)
+    name = labelled.name
+    assert data.summary == (
+        f"75% of 27 labelled pictures of {name} (ar 9, en 18); 25% of 27 labelled pictures of {name} (ar 9, en 18)"
+    )
+    shares = Counter()
+    for (source, _, _), count in zip(data.train.parts, data.train.counts, strict=True):
+        shares[source.table[0]["image"]["path"].startswith(str(folder))] += count
+    assert shares == {False: 750, True: 250}
+    assert len(data.heldout) == 6
+    with pytest.raises(ValueError, match="give each path a weight, as in photographs=3, or none"):
+        word_data(WordArguments(data=[f"{labelled}=3", str(other)]), bank, HEIGHT)
+    for wrong in ("0", "-1", "much", "nan"):
+        with pytest.raises(ValueError, match=f"'{wrong}' no weight: give a number above 0"):
+            word_data(WordArguments(data=[f"{labelled}={wrong}"]), bank, HEIGHT)
+    assert len(word_data(WordArguments(data=[str(labelled), str(other)]), bank, HEIGHT).train.parts) == 2
 
 
 def test_pictures_alone_need_no_fonts_and_two_are_enough_to_learn_by_heart(labelled, vocabulary):
