@@ -16,7 +16,7 @@ from mstr_hf.vocabulary import Row
 
 from .augmentation import compose, degrade, legible
 from .fonts import Face, FontIndex, covers, hb_font
-from .rendering import FontStyle, random_style, render_character
+from .rendering import letter_extent, random_style, render_character
 from .words import BRAHMIC_CONSONANTS, BRAHMIC_SCRIPTS
 
 FRAME_HEIGHT, FRAME_WIDTH = 40, 48
@@ -136,21 +136,13 @@ class CharacterSynthesiser:
             return SyntheticCharacter(image, row, lang)
 
     def _line(self, face: Face, lang: str) -> tuple[float, float] | None:
-        """Top and bottom of a line in font units.
-
-        They follow the letters: the face's own ascender and descender stand one to two of their heights apart.
-        """
+        """Top and bottom of a line in font units: those of the letters, and some room."""
         if (face, lang) not in self._lines:
-            font = hb_font(face)
-            FontStyle().apply(font)  # fonts are shared, and keep the style they were last drawn in
-            glyphs = [font.get_nominal_glyph(ord(char)) for char in self.letters[lang]]
-            inks = [font.get_glyph_extents(glyph) for glyph in glyphs if glyph is not None]
-            drawn = [ink for ink in inks if ink is not None and ink.height]  # heights are negative
-            top = max((ink.y_bearing for ink in drawn), default=0)
-            bottom = min((ink.y_bearing + ink.height for ink in drawn), default=0)
-            height = top - bottom
-            room = (top + ROOM_ABOVE * height, bottom - ROOM_BELOW * height)
-            self._lines[face, lang] = room if drawn else None
+            extent = letter_extent(hb_font(face), self.letters[lang])
+            if extent is not None:
+                top, bottom = extent
+                extent = (top + ROOM_ABOVE * (top - bottom), bottom - ROOM_BELOW * (top - bottom))
+            self._lines[face, lang] = extent
         return self._lines[face, lang]
 
 

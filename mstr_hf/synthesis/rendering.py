@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -175,6 +176,20 @@ def _spans(
         label += piece
     # Normalisation may reorder marks across clusters; such rare words train without alignment.
     return np.asarray(spans, np.float32) if label == normalise(text, keep) else None
+
+
+def letter_extent(font: hb.Font, letters: Iterable[str]) -> tuple[float, float] | None:
+    """Top and bottom of the ink of some letters in font units; None if the font draws none of them.
+
+    A face's own ascender and descender stand one to two of these heights apart.
+    """
+    FontStyle().apply(font)  # fonts are shared, and keep the style they were last drawn in
+    glyphs = [font.get_nominal_glyph(ord(char)) for char in letters]
+    inks = [font.get_glyph_extents(glyph) for glyph in glyphs if glyph is not None]
+    drawn = [ink for ink in inks if ink is not None and ink.height]  # heights are negative
+    if not drawn:
+        return None
+    return max(ink.y_bearing for ink in drawn), min(ink.y_bearing + ink.height for ink in drawn)
 
 
 def render_character(

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mstr_hf.models.prototype_bank import PrototypeBank
 from mstr_hf.synthesis.fonts import Face, FontIndex, hb_font
-from mstr_hf.synthesis.rendering import render_character
+from mstr_hf.synthesis.rendering import letter_extent, render_character
 from mstr_hf.vocabulary import SUBTYPES
 
 from .lookalikes import look_alike
@@ -84,16 +84,27 @@ def draw_map(bank: PrototypeBank, fonts: FontIndex, size: int = 1600) -> Image.I
         size: Width and height in pixels.
     """
     places = tsne(bank.prototypes).numpy()
-    places = (places - places.min(0)) / np.ptp(places, axis=0).max()
+    places = (places - places.min(0)) / np.ptp(places, axis=0)
     picture = Image.new("RGB", (size, size), "white")
     draw = ImageDraw.Draw(picture)
     scripts = sorted(set(bank.scripts))
     colours = {script: _COLOURS[number % len(_COLOURS)] for number, script in enumerate(scripts)}
+    # Upright faces of plain design first.
+    faces = {
+        lang: sorted(found, key=lambda face: (face.style != "Regular", not face.family.startswith("Noto Sans")))
+        for lang, found in fonts.by_language.items()
+    }
+    letters = {
+        lang: [
+            char for row, char in enumerate(bank.characters) if lang in bank.languages[row] and not bank.subtypes[row]
+        ]
+        for lang in fonts.by_language
+    }
     for row, (x, y) in enumerate(places * (size - 5 * _GLYPH) + 2.5 * _GLYPH):
         _outline(draw, x, y, bank.subtypes[row])
         colour = colours[bank.scripts[row]]
-        faces = [face for lang in bank.languages[row] for face in fonts.by_language.get(lang, ())]
-        mask = _glyph(bank.characters[row], faces)
+        lang = bank.languages[row][0]
+        mask = _glyph(bank.characters[row], faces[lang], letters[lang])
         if mask is None:
             draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
         else:
@@ -142,13 +153,14 @@ def _cosines(bank: PrototypeBank) -> torch.Tensor:
     return (bank.prototypes @ bank.prototypes.t()).fill_diagonal_(-1)
 
 
-def _glyph(character: str, faces: Sequence[Face]) -> Image.Image | None:
+def _glyph(character: str, faces: Sequence[Face], letters: Sequence[str]) -> Image.Image | None:
     for face in faces[:40]:
         font = hb_font(face)
         if font.get_nominal_glyph(ord(character)) is None:
             continue
         try:
-            mask = render_character(font, character, _GLYPH, 2 * _GLYPH)
+            # In a line as high as the letters are, all scripts are of one size.
+            mask = render_character(font, character, _GLYPH, 2 * _GLYPH, line=letter_extent(font, letters))
         except ValueError:
             continue
         return Image.fromarray(np.ascontiguousarray(mask))

@@ -170,7 +170,7 @@ def test_mclip_of_other_languages_is_refused(run, mclip, bank, tmp_path, options
         run("train_mclip", "--output_dir", tmp_path, "--eval_samples", 1, "--max_steps", 0, *options)
 
 
-def test_bank(bank):
+def test_bank(run, bank, tmp_path):
     built = PrototypeBank.from_pretrained(bank)
     vocabulary = build_vocabulary(load_charsets(["en"]))
     assert built.charset_digest == vocabulary.digest and built.prototypes.shape == (len(vocabulary.rows), 16)
@@ -178,6 +178,9 @@ def test_bank(bank):
     report = (bank / "report.md").read_text()
     assert report.startswith(f"# {len(built)} rows of 16\n\nDigest {built.digest()}\n")
     assert (bank / "map.png").stat().st_size > 10_000
+    # One that is there already.
+    assert run("build_prototype_bank", "--bank", bank, "--output", tmp_path / "again") == report
+    assert {path.name for path in (tmp_path / "again").iterdir()} == {"report.md", "map.png"}
 
 
 def test_spotter(spotter, bank):

@@ -3,8 +3,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from mstr_hf.charsets import load_charset
 from mstr_hf.models.prototype_bank import PrototypeBank
-from mstr_hf.training.bank_report import bank_report, bank_statistics, closest_pairs, draw_map, tsne
+from mstr_hf.training.bank_report import _glyph, bank_report, bank_statistics, closest_pairs, draw_map, tsne
 
 CHARACTERS = ["a", "A", "b", "7", "क", "ं"]
 
@@ -56,3 +57,14 @@ def test_map_shows_every_character(bank, fonts):
     colours = {tuple(colour) for colour in picture.reshape(-1, 3).tolist()}
     # Each script's own colour, and white.
     assert {(0, 0x72, 0xB2), (0xD5, 0x5E, 0), (0, 0x9E, 0x73), (255, 255, 255)} <= colours
+
+
+def test_scripts_are_drawn_in_one_size(bank, fonts):
+    faces = [face for face in fonts.by_language["hi"] if face.style == "Regular"]
+    heights = []
+    for face in faces:
+        glyph = np.asarray(_glyph("क", [face], load_charset("hi").letters))
+        heights.append(np.ptp(np.flatnonzero(glyph.any(1))))
+    latin = np.asarray(_glyph("H", [fonts.by_language["en"][0]], load_charset("en").letters))
+    tall = np.ptp(np.flatnonzero(latin.any(1)))
+    assert len(faces) > 1 and min(heights) > 0.5 * tall and max(heights) < 1.5 * tall
