@@ -181,10 +181,11 @@ def drawing_speed(bank: Any, fonts: list[str], batch_size: int) -> float:
     from transformers import AutoConfig
 
     from mstr_hf.hub.cache import CHECKPOINT
-    from mstr_hf.training.words import CHUNK, WordArguments, WordBatches, word_data
+    from mstr_hf.training.arguments import WordArguments
+    from mstr_hf.training.words import CHUNK, WordBatches, word_data
 
     height = AutoConfig.from_pretrained(CHECKPOINT).spotter_config.image_height
-    data = word_data(WordArguments(fonts=fonts, eval_words=0), bank, height)
+    data = word_data(WordArguments(fonts=fonts, eval_words=1), bank, height)
     batches = WordBatches(data.train, data.vocabulary, batch_size, 1, height)
     batches.chunk(0, 0)  # fonts that come for the first time are slow
     start = time.process_time()

@@ -24,9 +24,9 @@ from mstr_hf.models.configuration_spotter import SpotterConfig
 from mstr_hf.models.layers import cosines
 from mstr_hf.models.modeling_spotter import RetrievalHead, SpotterModel, random_unit_rows
 from mstr_hf.models.prototype_bank import PrototypeBank
-from mstr_hf.training.arguments import TrainingArguments, mapping, parse_arguments
+from mstr_hf.training.arguments import TrainingArguments, WordArguments, mapping, parse_arguments
 from mstr_hf.training.trainer import Trainer
-from mstr_hf.training.words import WordArguments, image_height, reading_accuracy, word_data
+from mstr_hf.training.words import image_height, reading_accuracy, word_data
 
 ARMS = {
     "mclip": "mCLIP's rows, frozen",

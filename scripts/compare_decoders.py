@@ -32,10 +32,10 @@ from mstr_hf.models.modeling_refiner import RefinerModel, sinusoids
 from mstr_hf.models.modeling_spotter import IGNORED, TOKEN_OFFSET, MaskedConv, SpotterModel, SpotterOutput
 from mstr_hf.models.prototype_bank import PrototypeBank
 from mstr_hf.synthesis.cache import read_json, write_json
-from mstr_hf.training.arguments import TrainingArguments, mapping, parse_arguments
+from mstr_hf.training.arguments import TrainingArguments, WordArguments, mapping, parse_arguments
 from mstr_hf.training.sources import RealWords, Word
 from mstr_hf.training.trainer import Trainer
-from mstr_hf.training.words import WordArguments, image_height, reading_accuracy, refined_accuracy, word_data
+from mstr_hf.training.words import image_height, reading_accuracy, refined_accuracy, word_data
 
 ARMS = ("frames", "queries", "refiner", "large", "plain", "columns", "maps")
 # Rows of the table: what is read, and by what of which arm.
@@ -209,9 +209,7 @@ def main() -> None:
         name = Path(path).stem
         if name in sets:
             raise ValueError(f"--photographs: two sets are called {name}: rename a manifest")
-        sets[name] = found = [
-            word for word in photographs.some(len(photographs)) if word.lang in bank.all_languages
-        ]
+        sets[name] = found = [word for word in photographs.some(len(photographs)) if word.lang in bank.all_languages]
         if not found:
             raise ValueError(f"--photographs {path}: no word in it has the bank's characters and languages")
         print(f"{path}: reads {len(found)} of {len(photographs.table)} words, those in the bank's characters")

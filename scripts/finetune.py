@@ -16,7 +16,6 @@ import dataclasses
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +27,11 @@ from mstr_hf.hub import publish
 from mstr_hf.models.modeling_refiner import RefinerModel
 from mstr_hf.models.modeling_spotter import SpotterModel
 from mstr_hf.models.prototype_bank import PrototypeBank
-from mstr_hf.training.arguments import TrainingArguments, parse_arguments
+from mstr_hf.training.arguments import SECTIONS, FinetuneArguments, parse_arguments
 from mstr_hf.training.finish import checkpoint_name, finish
 from mstr_hf.training.sources import Word
 from mstr_hf.training.trainer import WAIT, Batch, Trainer
 from mstr_hf.training.words import (
-    WordArguments,
     WordData,
     image_height,
     reading_accuracy,
@@ -55,29 +53,9 @@ OTHERS = "wrr_others"
 TOLERATED_LOSS, COLLAPSE = 0.05, 0.1
 
 
-@dataclass
-class FinetuneArguments(TrainingArguments):
-    """As TrainingArguments, for each of the two stages, with gentler defaults."""
-
-    max_steps: int = field(default=1000, metadata={"help": "Optimiser steps of each stage."})
-    learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate."})
-    warmup_steps: int = field(default=100, metadata={"help": "Steps of linear warm-up; cosine decay to 0 follows."})
-    eval_steps: int = field(default=200, metadata={"help": "Steps between evaluations."})
-    save_steps: int = field(default=200, metadata={"help": "Steps between checkpoints."})
-
-
-@dataclass
-class CheckpointArguments:
-    """What to fine-tune."""
-
-    checkpoint: str = field(metadata={"help": "Folder or Hub repository of a Refiner."})
-    bank: str | None = field(default=None, metadata={"help": "Its bank with further rows, to read more characters."})
-
-
 def main() -> None:
     """Runs the command line."""
-    types = [FinetuneArguments, WordArguments, CheckpointArguments]
-    args, data, checkpoint = parse_arguments("finetune", types, __doc__)
+    args, data, checkpoint = parse_arguments("finetune", SECTIONS["finetune"], __doc__)
     if data.overfit_images and args.push_to_hub:
         raise SystemExit("overfit_images is a self-check, after which a model knows little else: leave push_to_hub out")
     set_seed(args.seed)

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 
 from mstr_hf.models.modeling_spotter import SpotterModel
 from mstr_hf.models.text import display
+from mstr_hf.training.arguments import WordArguments
 from mstr_hf.training.simulator import Observations, Simulator, divergences, note, observe
 from mstr_hf.training.sources import RealWords, Word
-from mstr_hf.training.words import HEIGHT, WordArguments, collate, model_pixels, synthesisers
+from mstr_hf.training.words import HEIGHT, collate, model_pixels, synthesisers
 from mstr_hf.vocabulary import Vocabulary
 
 # Other words than those that chose the checkpoint (seed 1) and calibrate it (seed 2).

@@ -1,4 +1,4 @@
-"""Trains mCLIP on synthetic characters: `accelerate launch scripts/train_mclip.py --output_dir runs/mclip`.
+"""Trains mCLIP on drawn characters: `accelerate launch scripts/train_mclip.py --output_dir runs/mclip`.
 
 With `--bank` it learns the space of a prototype bank that models use already: the bank's rows are what images are
 trained against, and the text side learns to give them. Languages that the bank lacks, named after its own, get their
@@ -9,7 +9,6 @@ whose languages come first too: it is evaluated first, and the run says so if it
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from accelerate.utils import set_seed
 
@@ -19,9 +18,17 @@ from mstr_hf.models.modeling_mclip import MCLIPModel
 from mstr_hf.models.prototype_bank import PrototypeBank, rows_digest
 from mstr_hf.synthesis.characters import CharacterSynthesiser
 from mstr_hf.synthesis.fonts import discover_fonts
-from mstr_hf.training.arguments import TrainingArguments, mapping, parse_arguments
+from mstr_hf.training.arguments import SECTIONS, MCLIPArguments, mapping, parse_arguments
 from mstr_hf.training.finish import finish
-from mstr_hf.training.mclip import character_batches, check_places, grown, retrieval_figures, retrieval_samples
+from mstr_hf.training.mclip import (
+    CharacterMixture,
+    character_batches,
+    check_places,
+    grown,
+    retrieval_figures,
+    retrieval_samples,
+)
+from mstr_hf.training.sources import REAL_SEVERITY, RealWords
 from mstr_hf.training.trainer import Batch, Trainer
 from mstr_hf.vocabulary import OFFSET, Vocabulary, build_vocabulary
 
@@ -29,42 +36,17 @@ from mstr_hf.vocabulary import OFFSET, Vocabulary, build_vocabulary
 DECIDED = ("vocab_size", "num_rows", "arcface_weight", "subtype_weight")
 
 
-@dataclass
-class MCLIPArguments:
-    """What to train mCLIP on."""
-
-    languages: str = field(default="en,hi,bn,ta,te,ar", metadata={"help": "Languages, with commas between."})
-    fonts: list[str] = field(default_factory=list, metadata={"help": "Folders with fonts beside the system's."})
-    architecture: str = field(
-        default="", metadata={"help": "Fields of MCLIPConfig, such as projection_dim=64,num_hidden_layers=1."}
-    )
-    init_from: str | None = field(default=None, metadata={"help": "Trained mCLIP to start from instead of nothing."})
-    bank: str | None = field(
-        default=None, metadata={"help": "Prototype bank, or a model that has it, whose space to learn."}
-    )
-    arcface_weight: float = field(default=0.0, metadata={"help": "Weight of the ArcFace loss."})
-    subtype_weight: float = field(default=0.0, metadata={"help": "Weight of the subtype loss."})
-    text_rate: float | None = field(
-        default=None,
-        metadata={"help": "Learning rate of the text tower, relative to the rest; 0.05 if left out, 1 with a bank."},
-    )
-    eval_samples: int = field(default=3000, metadata={"help": "Held-out crops of an evaluation."})
-
-    def __post_init__(self) -> None:
-        if self.eval_samples < 1:
-            raise ValueError(f"eval_samples is {self.eval_samples}: give 1 or more")
-
-
 def main() -> None:
     """Runs the command line."""
-    args, data = parse_arguments("mclip", [TrainingArguments, MCLIPArguments], __doc__)
+    args, data = parse_arguments("mclip", SECTIONS["mclip"], __doc__)
     set_seed(args.seed)
     languages = data.languages.split(",")
     charsets = load_charsets(languages)
     vocabulary = build_vocabulary(charsets)
     letters = {charset.lang: charset.letters for charset in charsets}
     fonts = discover_fonts(languages, data.fonts)
-    train = CharacterSynthesiser(fonts, vocabulary.rows, letters)
+    drawn = CharacterSynthesiser(fonts, vocabulary.rows, letters)
+    train, labelled = training_characters(data, drawn, vocabulary)
     heldout = CharacterSynthesiser(fonts, vocabulary.rows, letters, split="heldout", severity=0.3)
     bank = None if data.bank is None else known_bank(data.bank, vocabulary)
     # Random text rows are far apart already. At the full rate they first run together, since to the untrained image
@@ -98,11 +80,34 @@ def main() -> None:
         evaluate_first=data.init_from is not None,
         options=[data],
     )
-    drawable = {index for index, _ in train.drawable}
+    if labelled is not None:
+        counts = ", ".join(f"{lang} {len(rows)}" for lang, rows in labelled.rows.items())
+        trainer.log.say(f"beside drawn characters, {len(labelled)} labelled pictures ({counts})")
+        if warning := labelled.complaint():
+            trainer.log.say(f"WARNING: {warning}", event="left out", reason=warning)
+    drawable = {index for index, _ in drawn.drawable}
     if missing := [row.character for index, row in enumerate(vocabulary.rows) if index not in drawable]:
         trainer.log.say(f"no font draws these, which are left to their prompts: {' '.join(missing)}")
     trainer.train()
-    finish(trainer, vocabulary, f"synthetic characters of {data.languages}")
+    pictures = f" and {len(labelled)} labelled pictures of characters" if labelled is not None else ""
+    finish(trainer, vocabulary, f"synthetic characters of {data.languages}{pictures}")
+
+
+def training_characters(
+    data: MCLIPArguments, drawn: CharacterSynthesiser, vocabulary: Vocabulary
+) -> tuple[CharacterSynthesiser | CharacterMixture, RealWords | None]:
+    """What mCLIP trains on, and the labelled pictures among it.
+
+    Raises:
+        ValueError: If there are data, but no label among them is a character of the languages.
+    """
+    if not data.data:
+        return drawn, None
+    labelled = RealWords(data.data, vocabulary, REAL_SEVERITY, longest=1)
+    if not len(labelled):
+        raise ValueError(f"{', '.join(data.data)}: no label can be used: {labelled.complaint()}")
+    share = 0.5 if data.synthetic_share is None else data.synthetic_share
+    return CharacterMixture(drawn, labelled, vocabulary, share), labelled
 
 
 def known_bank(name: str, vocabulary: Vocabulary) -> PrototypeBank:

@@ -8,20 +8,18 @@ Spotter might have read.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from accelerate.utils import set_seed
 
 from mstr_hf.models.configuration_refiner import RefinerDecoderConfig
 from mstr_hf.models.modeling_refiner import RefinerModel
 from mstr_hf.models.modeling_spotter import SpotterModel
-from mstr_hf.training.arguments import TrainingArguments, mapping, parse_arguments
+from mstr_hf.training.arguments import SECTIONS, RefinerArguments, mapping, parse_arguments
 from mstr_hf.training.finish import finish
 from mstr_hf.training.simulator import Simulator
 from mstr_hf.training.spotter import new_spotter
 from mstr_hf.training.trainer import Batch, Trainer
 from mstr_hf.training.words import (
-    WordArguments,
     image_height,
     reading_samples,
     refined_accuracy,
@@ -30,33 +28,9 @@ from mstr_hf.training.words import (
 )
 
 
-@dataclass
-class RefinerArguments:
-    """Which model to train."""
-
-    spotter: str | None = field(
-        default=None,
-        metadata={"help": "Trained Spotter, which stays as it is unless joint; that of init_from if left out."},
-    )
-    init_from: str | None = field(default=None, metadata={"help": "Refiner to start from instead of nothing."})
-    bank: str | None = field(
-        default=None, metadata={"help": "Prototype bank: trains a new Spotter as well, with --joint."}
-    )
-    joint: bool = field(
-        default=False, metadata={"help": "Train the Spotter as well: both losses, one pass over the words."}
-    )
-    simulator: str | None = field(default=None, metadata={"help": "Fitted simulator of the Spotter's errors."})
-    architecture: str = field(
-        default="", metadata={"help": "Fields of RefinerDecoderConfig, such as num_hidden_layers=4."}
-    )
-    spotter_architecture: str = field(
-        default="", metadata={"help": "Fields of the new Spotter's SpotterConfig, such as num_hidden_layers=4."}
-    )
-
-
 def main() -> None:
     """Runs the command line."""
-    args, data, refiner = parse_arguments("refiner", [TrainingArguments, WordArguments, RefinerArguments], __doc__)
+    args, data, refiner = parse_arguments("refiner", SECTIONS["refiner"], __doc__)
     set_seed(args.seed)
     model = make_model(refiner)
     words = word_data(data, model.get_bank(), image_height(model))

@@ -6,18 +6,15 @@ first, and the run says so if it ends worse than it began.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from accelerate.utils import set_seed
 
 from mstr_hf.models.modeling_spotter import SpotterModel
 from mstr_hf.models.prototype_bank import PrototypeBank
-from mstr_hf.training.arguments import TrainingArguments, parse_arguments
+from mstr_hf.training.arguments import SECTIONS, SpotterArguments, parse_arguments
 from mstr_hf.training.finish import finish
 from mstr_hf.training.spotter import new_spotter
 from mstr_hf.training.trainer import Trainer
 from mstr_hf.training.words import (
-    WordArguments,
     image_height,
     reading_accuracy,
     reading_samples,
@@ -26,20 +23,9 @@ from mstr_hf.training.words import (
 )
 
 
-@dataclass
-class SpotterArguments:
-    """Which model to train."""
-
-    bank: str | None = field(default=None, metadata={"help": "Prototype bank; that of init_from if left out."})
-    init_from: str | None = field(default=None, metadata={"help": "Spotter to start from instead of nothing."})
-    architecture: str = field(
-        default="", metadata={"help": "Fields of SpotterConfig, such as num_hidden_layers=4,stage_blocks=[2,4]."}
-    )
-
-
 def main() -> None:
     """Runs the command line."""
-    args, data, spotter = parse_arguments("spotter", [TrainingArguments, WordArguments, SpotterArguments], __doc__)
+    args, data, spotter = parse_arguments("spotter", SECTIONS["spotter"], __doc__)
     set_seed(args.seed)
     model = make_model(spotter)
     words = word_data(data, model.get_bank(), image_height(model))

@@ -14,9 +14,6 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-SECTIONS = ("mclip", "spotter", "refiner", "finetune")
-"""Parts of a config file that only the trainer of that name reads."""
-
 
 @dataclass
 class TrainingArguments:
@@ -76,6 +73,151 @@ class TrainingArguments:
             raise ValueError("save_total_limit is below 1: a run that keeps no checkpoint cannot be resumed")
 
 
+@dataclass
+class WordArguments:
+    """Which words to train on: synthetic ones, drawn as training runs, labelled pictures, or both."""
+
+    fonts: list[str] = field(default_factory=list, metadata={"help": "Folders with fonts beside the system's."})
+    data: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Labelled pictures: Arrow folders (`mstr convert`, `mstr synthesise`) and manifests (.json, "
+            ".jsonl). As they are, or each with its weight, such as photographs=3 drawn=1."
+        },
+    )
+    val_data: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Labelled pictures to validate with, in the same forms. Left out: the validation split of data, "
+            "else every tenth word of it; without data, synthetic words in fonts that training never sees."
+        },
+    )
+    synthetic_share: float | None = field(
+        default=None, metadata={"help": "Share of synthetic words; 0 where there are data, else 1, if left out."}
+    )
+    language_weights: str = field(
+        default="", metadata={"help": "Relative amounts of synthetic words, such as en=4,hi=3; 1 where not named."}
+    )
+    language_temperature: float = field(
+        default=1.0,
+        metadata={"help": "A language's share goes with amount ** (1 / temperature): above 1 lifts small languages."},
+    )
+    severity: float = field(
+        default=0.9, metadata={"help": "Upper end of the degradation budget of synthetic words, 0 to 1."}
+    )
+    max_width: int = field(
+        default=192,
+        metadata={"help": "Words that are wider, in pixels at height 32, do not train: they cost as much as several."},
+    )
+    eval_words: int = field(default=100, metadata={"help": "Words a language in an evaluation."})
+    overfit_images: int = field(
+        default=0,
+        metadata={"help": "Trains and validates on this many words alone: a self-check that should reach a WRR of 1."},
+    )
+
+
+@dataclass
+class MCLIPArguments:
+    """What to train mCLIP on."""
+
+    languages: str = field(default="en,hi,bn,ta,te,ar", metadata={"help": "Languages, with commas between."})
+    fonts: list[str] = field(default_factory=list, metadata={"help": "Folders with fonts beside the system's."})
+    data: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Labelled pictures of single characters beside drawn ones: Arrow folders (`mstr synthesise "
+            "--characters`, or your own) and manifests (.json, .jsonl)."
+        },
+    )
+    synthetic_share: float | None = field(
+        default=None, metadata={"help": "Share of drawn characters; a half where there are data, else 1, if left out."}
+    )
+    architecture: str = field(
+        default="", metadata={"help": "Fields of MCLIPConfig, such as projection_dim=64,num_hidden_layers=1."}
+    )
+    init_from: str | None = field(default=None, metadata={"help": "Trained mCLIP to start from instead of nothing."})
+    bank: str | None = field(
+        default=None, metadata={"help": "Prototype bank, or a model that has it, whose space to learn."}
+    )
+    arcface_weight: float = field(default=0.0, metadata={"help": "Weight of the ArcFace loss."})
+    subtype_weight: float = field(default=0.0, metadata={"help": "Weight of the subtype loss."})
+    text_rate: float | None = field(
+        default=None,
+        metadata={"help": "Learning rate of the text tower, relative to the rest; 0.05 if left out, 1 with a bank."},
+    )
+    eval_samples: int = field(default=3000, metadata={"help": "Held-out crops of an evaluation."})
+
+    def __post_init__(self) -> None:
+        if self.eval_samples < 1:
+            raise ValueError(f"eval_samples is {self.eval_samples}: give 1 or more")
+        share = self.synthetic_share
+        if share is not None and (not 0 <= share <= 1 or (share < 1 and not self.data)):
+            raise ValueError(f"synthetic_share {share}: give 0 to 1, and 1 (or nothing) without data")
+
+
+@dataclass
+class SpotterArguments:
+    """Which model to train."""
+
+    bank: str | None = field(default=None, metadata={"help": "Prototype bank; that of init_from if left out."})
+    init_from: str | None = field(default=None, metadata={"help": "Spotter to start from instead of nothing."})
+    architecture: str = field(
+        default="", metadata={"help": "Fields of SpotterConfig, such as num_hidden_layers=4,stage_blocks=[2,4]."}
+    )
+
+
+@dataclass
+class RefinerArguments:
+    """Which model to train."""
+
+    spotter: str | None = field(
+        default=None,
+        metadata={"help": "Trained Spotter, which stays as it is unless joint; that of init_from if left out."},
+    )
+    init_from: str | None = field(default=None, metadata={"help": "Refiner to start from instead of nothing."})
+    bank: str | None = field(
+        default=None, metadata={"help": "Prototype bank: trains a new Spotter as well, with --joint."}
+    )
+    joint: bool = field(
+        default=False, metadata={"help": "Train the Spotter as well: both losses, one pass over the words."}
+    )
+    simulator: str | None = field(default=None, metadata={"help": "Fitted simulator of the Spotter's errors."})
+    architecture: str = field(
+        default="", metadata={"help": "Fields of RefinerDecoderConfig, such as num_hidden_layers=4."}
+    )
+    spotter_architecture: str = field(
+        default="", metadata={"help": "Fields of the new Spotter's SpotterConfig, such as num_hidden_layers=4."}
+    )
+
+
+@dataclass
+class FinetuneArguments(TrainingArguments):
+    """As TrainingArguments, for each of the two stages, with gentler defaults."""
+
+    max_steps: int = field(default=1000, metadata={"help": "Optimiser steps of each stage."})
+    learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate."})
+    warmup_steps: int = field(default=100, metadata={"help": "Steps of linear warm-up; cosine decay to 0 follows."})
+    eval_steps: int = field(default=200, metadata={"help": "Steps between evaluations."})
+    save_steps: int = field(default=200, metadata={"help": "Steps between checkpoints."})
+
+
+@dataclass
+class CheckpointArguments:
+    """What to fine-tune."""
+
+    checkpoint: str = field(metadata={"help": "Folder or Hub repository of a Refiner."})
+    bank: str | None = field(default=None, metadata={"help": "Its bank with further rows, to read more characters."})
+
+
+SECTIONS: dict[str, tuple[type, ...]] = {
+    "mclip": (TrainingArguments, MCLIPArguments),
+    "spotter": (TrainingArguments, WordArguments, SpotterArguments),
+    "refiner": (TrainingArguments, WordArguments, RefinerArguments),
+    "finetune": (FinetuneArguments, WordArguments, CheckpointArguments),
+}
+"""Parts of a config file that only the trainer of that name reads, and its options."""
+
+
 def parse_arguments(
     section: str, types: Sequence[type], description: str | None = None, argv: Sequence[str] | None = None
 ) -> tuple[Any, ...]:
@@ -110,7 +252,7 @@ def parse_arguments(
 
 
 def _config_values(path: Path, section: str, known: set[str]) -> dict[str, Any]:
-    """What the file says to one trainer; only options that are known pass."""
+    """What the file says to one trainer; only options that are known pass, in the parts of other trainers too."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
@@ -129,14 +271,20 @@ def _config_values(path: Path, section: str, known: set[str]) -> dict[str, Any]:
             )
         if name == section:
             values |= options or {}
+        else:
+            _check_names(path, options or {}, {item.name for kind in SECTIONS[name] for item in fields(kind)}, name)
     if "config" in values:
         raise ValueError(f"{path}: a config names no other: give all of them to --config, those that win last")
-    for name in values:
+    _check_names(path, values, known, section)
+    return values
+
+
+def _check_names(path: Path, options: dict[str, Any], known: Collection[str], section: str) -> None:
+    for name in options:
         if name not in known:
             near = difflib.get_close_matches(str(name), [*known, *SECTIONS], 1)
             hint = f": did you mean {near[0]}?" if near else f": it is no option of the trainer of {section or 'this'}"
             raise ValueError(f"{path}: unknown option '{name}'{hint}")
-    return values
 
 
 def _options(values: dict[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
@@ -16,11 +17,12 @@ from mstr_hf.models.configuration_mclip import MCLIPConfig
 from mstr_hf.models.modeling_mclip import MCLIPModel
 from mstr_hf.models.prototype_bank import PrototypeBank
 from mstr_hf.models.tokenization_mstr import MSTRTokenizer
-from mstr_hf.synthesis.characters import CharacterSynthesiser, SyntheticCharacter
+from mstr_hf.synthesis.characters import FRAME_HEIGHT, FRAME_WIDTH, CharacterSynthesiser, SyntheticCharacter
 from mstr_hf.synthesis.stream import SyntheticStream
 from mstr_hf.vocabulary import OFFSET, Vocabulary, build_vocabulary
 
 from .lookalikes import look_alike
+from .sources import RealWords, WordMixture
 from .trainer import Batch, Sample, begin_worker, to_device
 
 KINDS = ("letters", "diacritics", "digits", "punctuation")
@@ -28,13 +30,15 @@ KINDS = ("letters", "diacritics", "digits", "punctuation")
 
 # Pictures in TensorBoard.
 SAMPLES = 32
+# What a mixture calls the part that is drawn.
+_DRAWN = "drawn"
 
 
 class CharacterBatches:
     """Batches of crops and prompts; batch n is a function of the seed and n alone.
 
     Args:
-        characters: Draws the crops.
+        characters: Gives the crops.
         vocabulary: Prompts and subtypes.
         model: Knows the margins.
         batch_size: Crops a batch.
@@ -43,7 +47,7 @@ class CharacterBatches:
 
     def __init__(
         self,
-        characters: CharacterSynthesiser,
+        characters: CharacterSynthesiser | CharacterMixture,
         vocabulary: Vocabulary,
         model: MCLIPModel,
         batch_size: int,
@@ -75,8 +79,58 @@ class CharacterBatches:
         return batch if self.prototypes is None else batch | {"prototypes": self.prototypes[rows]}
 
 
+class CharacterMixture:
+    """Drawn characters and labelled pictures of single characters, mixed by weight.
+
+    A picture of another size than a crop's is fitted into it. What a language does not use comes under one that does.
+
+    Args:
+        drawn: Draws characters.
+        labelled: The pictures.
+        vocabulary: Rows of the characters.
+        synthetic_share: Share of drawn ones, 0 to 1.
+    """
+
+    def __init__(
+        self, drawn: CharacterSynthesiser, labelled: RealWords, vocabulary: Vocabulary, synthetic_share: float
+    ):
+        self.drawn, self.labelled = drawn, labelled
+        self.vocabulary = vocabulary
+        self._rows = {row.character: index for index, row in enumerate(vocabulary.rows)}
+        parts: list[tuple[CharacterMixture, str, float]] = [(self, _DRAWN, synthetic_share)] * (synthetic_share > 0)
+        for lang, rows in labelled.rows.items():
+            part = (1 - synthetic_share) * len(rows) / len(labelled)
+            parts += [(self, lang, part)] * (part > 0)
+        self._mixture = WordMixture(parts)  # type: ignore[arg-type]  # it mixes whatever sources give
+
+    def character(self, seed: int, index: int) -> SyntheticCharacter:
+        """The crop at a position of the endless sequence."""
+        return self._mixture.word(seed, index)  # type: ignore[return-value]
+
+    def word(self, seed: int, index: int, lang: str) -> SyntheticCharacter:
+        """The crop at a position of the sequence of one of the parts."""
+        if lang == _DRAWN:
+            return self.drawn.character(seed, index)
+        picture = self.labelled.word(seed, index, lang)
+        row = self._rows[picture.text]
+        known = self.vocabulary.rows[row].languages
+        return SyntheticCharacter(_fitted(picture.image), row, lang if lang in known else known[0])
+
+
+def _fitted(image: np.ndarray) -> np.ndarray:
+    """A picture in the middle of a crop `[40, 48]`, its rim drawn out to the crop's."""
+    height, width = image.shape
+    scale = min(FRAME_HEIGHT / height, FRAME_WIDTH / width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    if size[::-1] != image.shape:
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    above, before = (FRAME_HEIGHT - size[1]) // 2, (FRAME_WIDTH - size[0]) // 2
+    rest = FRAME_HEIGHT - size[1] - above, FRAME_WIDTH - size[0] - before
+    return np.pad(image, ((above, rest[0]), (before, rest[1])), mode="edge")
+
+
 def character_batches(
-    characters: CharacterSynthesiser,
+    characters: CharacterSynthesiser | CharacterMixture,
     vocabulary: Vocabulary,
     model: MCLIPModel,
     batch_size: int,

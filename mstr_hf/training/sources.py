@@ -109,6 +109,7 @@ class RealWords:
         severity: Upper end of the degradation budget; 0 leaves the pictures as they are. Words that were drawn, which
             an Arrow folder of `mstr synthesise` holds, are worn already and stay as they are.
         split: Which split of an Arrow folder that has splits.
+        longest: Longest label to take, in code points.
 
     Attributes:
         table: The records; its pictures and labels stay on disk until they are asked for.
@@ -121,7 +122,12 @@ class RealWords:
     """
 
     def __init__(
-        self, paths: Sequence[str | Path], vocabulary: Vocabulary, severity: float = 0.0, split: str = "train"
+        self,
+        paths: Sequence[str | Path],
+        vocabulary: Vocabulary,
+        severity: float = 0.0,
+        split: str = "train",
+        longest: int = MAX_LENGTH,
     ):
         import datasets
 
@@ -140,8 +146,8 @@ class RealWords:
                 reason = "characters outside the bank"
             elif not text:
                 reason = "empty label"
-            elif len(text) > MAX_LENGTH:
-                reason = f"more than {MAX_LENGTH} characters"
+            elif len(text) > longest:
+                reason = f"more than {longest} character{'s' * (longest > 1)}"
             else:
                 rows.setdefault(lang, []).append(row)
                 continue

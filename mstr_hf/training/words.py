@@ -8,7 +8,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +31,10 @@ from mstr_hf.synthesis.synthetic_words import WordSynthesiser
 from mstr_hf.synthesis.words import WordsError, load_words
 from mstr_hf.vocabulary import Vocabulary
 
-from .arguments import mapping
+from .arguments import TrainingArguments, WordArguments, mapping
 from .log import RunLog
 from .sources import REAL_SEVERITY, RealWord, RealWords, Word, WordMixture, WordSource, complain_once, language_shares
-from .trainer import Batch, Sample, TrainingArguments, begin_worker, to_device
+from .trainer import Batch, Sample, begin_worker, to_device
 
 if TYPE_CHECKING:
     from .simulator import Simulator  # which measures a Spotter on batches of words
@@ -49,49 +49,6 @@ CHUNK = 8
 ATTEMPTS = 100
 # Pictures a language in TensorBoard.
 SAMPLES = 4
-
-
-@dataclass
-class WordArguments:
-    """Which words to train on: synthetic ones, drawn as training runs, labelled pictures, or both."""
-
-    fonts: list[str] = field(default_factory=list, metadata={"help": "Folders with fonts beside the system's."})
-    data: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Labelled pictures: Arrow folders (`mstr convert`, `mstr synthesise`) and manifests (.json, "
-            ".jsonl). As they are, or each with its weight, such as photographs=3 drawn=1."
-        },
-    )
-    val_data: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Labelled pictures to validate with, in the same forms. Left out: the validation split of data, "
-            "else every tenth word of it; without data, synthetic words in fonts that training never sees."
-        },
-    )
-    synthetic_share: float | None = field(
-        default=None, metadata={"help": "Share of synthetic words; 0 where there are data, else 1, if left out."}
-    )
-    language_weights: str = field(
-        default="", metadata={"help": "Relative amounts of synthetic words, such as en=4,hi=3; 1 where not named."}
-    )
-    language_temperature: float = field(
-        default=1.0,
-        metadata={"help": "A language's share goes with amount ** (1 / temperature): above 1 lifts small languages."},
-    )
-    severity: float = field(
-        default=0.9, metadata={"help": "Upper end of the degradation budget of synthetic words, 0 to 1."}
-    )
-    max_width: int = field(
-        default=192,
-        metadata={"help": "Words that are wider, in pixels at height 32, do not train: they cost as much as several."},
-    )
-    eval_words: int = field(default=100, metadata={"help": "Words a language in an evaluation."})
-    overfit_images: int = field(
-        default=0,
-        metadata={"help": "Trains and validates on this many words alone: a self-check that should reach a WRR of 1."},
-    )
 
 
 @dataclass(frozen=True)

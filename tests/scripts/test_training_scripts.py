@@ -29,7 +29,7 @@ from mstr_hf import (
 from mstr_hf.charsets import load_charset
 from mstr_hf.hub import publish
 from mstr_hf.synthesis.words import WordsError, load_words
-from mstr_hf.training.arguments import mapping, parse_arguments
+from mstr_hf.training.arguments import SECTIONS, TrainingArguments, mapping, parse_arguments
 from mstr_hf.training.mclip import text_rows
 from mstr_hf.training.simulator import Simulator
 
@@ -123,6 +123,24 @@ def test_mclip(run, mclip):
     assert (model.config.projection_dim, model.config.arcface_weight, model.config.subtype_weight) == (16, 0.1, 0.1)
     table = run("evaluate_mclip", "--mclip", mclip / "final", "--crops", 60).splitlines()
     assert table[2].startswith("| en | 60 | ") and table[3].startswith("| all | 60 | ")
+
+
+def test_mclip_trains_on_pictures_too(run, labelled, tmp_path):
+    drawn = tmp_path / "characters"
+    drawn.mkdir()
+    for number, char in enumerate("AbC"):
+        shutil.copy(labelled.parent / f"{number}.png", drawn)
+        entry = {"id": char, "path_rel": f"{number}.png", "filename": f"{number}.png", "gt_text": char, "lang": "en"}
+        with open(drawn / "labels.jsonl", "a") as file:
+            file.write(json.dumps(entry | {"dataset": "test"}) + "\n")
+    small = ["--languages", "en", "--architecture", "projection_dim=16", "--batch_size", 8, "--eval_samples", 20]
+    options = ["--data", drawn / "labels.jsonl", "--synthetic_share", 0.25]
+    output = run("train_mclip", "--output_dir", tmp_path / "run", *STEPS, *small, *options)
+    assert "beside drawn characters, 3 labelled pictures (en 3)\n" in output
+    card = (tmp_path / "run" / "final" / "README.md").read_text()
+    assert "synthetic characters of en and 3 labelled pictures of characters" in card
+    with pytest.raises(ValueError, match=r"no label can be used: 20 words left out \(more than 1 character"):
+        run("train_mclip", "--output_dir", tmp_path / "none", *STEPS, *small, "--data", labelled)
 
 
 def test_mclip_learns_the_space_of_a_bank(run, mclip, bank, tmp_path):
@@ -429,12 +447,10 @@ def test_a_bank_is_extended_by_the_characters_of_labels(run, mclip, bank, spotte
 
 def parse_configs(section: str, *names: str) -> tuple:
     """What a trainer makes of configs: its TrainingArguments, its own options and, but for mCLIP, those of words."""
-    module = load("finetune" if section == "finetune" else f"train_{section}")
-    own = {"mclip": "MCLIP", "spotter": "Spotter", "refiner": "Refiner", "finetune": "Checkpoint"}[section]
-    types = [getattr(module, "FinetuneArguments" if section == "finetune" else "TrainingArguments")]
-    types += [getattr(module, f"{own}Arguments")] + ([module.WordArguments] if section != "mclip" else [])
     argv = ["--output_dir", "x", "--config", *(str(CONFIGS / f"{name}.yaml") for name in names)]
-    return parse_arguments(section, types, argv=[*argv, *(["--checkpoint", "y"] if section == "finetune" else [])])
+    argv += ["--checkpoint", "y"] if section == "finetune" else []
+    args, *words, own = parse_arguments(section, SECTIONS[section], argv=argv)
+    return args, own, *words
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
@@ -471,7 +487,7 @@ def test_fine_tuning_on_photographs_keeps_synthetic_words_in_one_command_too():
 def test_a_config_that_names_another_is_refused(tmp_path, capsys):
     (tmp_path / "a.yaml").write_text("config: b.yaml")
     with pytest.raises(SystemExit):
-        parse_arguments("", [load("train_spotter").TrainingArguments], argv=["--config", str(tmp_path / "a.yaml")])
+        parse_arguments("", [TrainingArguments], argv=["--config", str(tmp_path / "a.yaml")])
     assert "a.yaml: a config names no other: give all of them to --config" in capsys.readouterr().err
 
 

@@ -26,7 +26,8 @@ def refused(capsys, *argv: object) -> str:
 
 def test_later_files_win_and_the_command_line_wins_over_all(tmp_path):
     (tmp_path / "a.yaml").write_text(
-        "output_dir: runs\nseed: 1\nlearning_rate: 1.0e-4\nspotter: {max_steps: 5, seed: 2}\nmclip: {nonsense: 1}\n"
+        "output_dir: runs\nseed: 1\nlearning_rate: 1.0e-4\nspotter: {max_steps: 5, seed: 2}\n"
+        "mclip: {arcface_weight: 1}\n"
     )
     (tmp_path / "b.yaml").write_text(
         "bf16: true\nflag: false\nnames: [x y, z]\nshare: null\n"
@@ -57,6 +58,8 @@ def test_later_files_take_back_what_earlier_ones_said(tmp_path):
     [
         ("lerning_rate: 1", "a.yaml: unknown option 'lerning_rate': did you mean learning_rate?"),
         ("spotter: {zzz: 1}", "a.yaml: unknown option 'zzz': it is no option of the trainer of spotter"),
+        ("mclip: {arcface_wait: 1}", "a.yaml: unknown option 'arcface_wait': did you mean arcface_weight?"),
+        ("finetune: {zzz: 1}", "a.yaml: unknown option 'zzz': it is no option of the trainer of finetune"),
         ("- a\n- b", "a.yaml: write options as 'name: value', one a line"),
         ("a: [", "a.yaml: not YAML: "),
         ("spotter: [1]", "a.yaml: 'spotter: [1]' is no section: write options of the trainer of spotter below"),

@@ -1,15 +1,26 @@
+import json
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mstr_hf.charsets import load_charsets
 from mstr_hf.models.configuration_mclip import MCLIPConfig
 from mstr_hf.models.modeling_mclip import MCLIPModel
 from mstr_hf.synthesis.characters import CharacterSynthesiser
 from mstr_hf.training.lookalikes import CONFUSABLES, look_alike
-from mstr_hf.training.mclip import Retrieval, character_batches, retrieval_figures, retrieval_samples, text_rows
+from mstr_hf.training.mclip import (
+    CharacterMixture,
+    Retrieval,
+    character_batches,
+    retrieval_figures,
+    retrieval_samples,
+    text_rows,
+)
+from mstr_hf.training.sources import RealWords
 from mstr_hf.vocabulary import OFFSET, Vocabulary
 
 
@@ -46,6 +57,48 @@ def test_batches_are_a_function_of_seed_and_number(characters, vocabulary, model
     margins = torch.cat([other["margins"] for other in alone])
     assert sorted({round(value, 6) for value in margins.tolist()}) == [0.2, 0.4]
     assert batch["subtypes"].tolist() == [vocabulary.rows[row].subtype for row in batch["rows"]]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """Manifest of pictures of single characters, of three sizes; two have labels that are none."""
+    folder = tmp_path_factory.mktemp("characters")
+    entries = [("A", "en"), ("ب", "ar"), ("5", "en"), ("ج", "en"), ("AB", "en"), ("क", "en")]
+    with open(folder / "labels.jsonl", "w", encoding="utf-8") as file:
+        for number, (text, lang) in enumerate(entries):
+            name = f"{number}.png"
+            size = ((40, 48), (80, 40), (10, 30))[number % 3]
+            image = np.full(size, 50, np.uint8)
+            image[size[0] // 4 : -size[0] // 4, size[1] // 4 : -size[1] // 4] = 20 * number + 60
+            Image.fromarray(image).save(folder / name)
+            entry = {"id": name, "path_rel": name, "filename": name, "gt_text": text, "lang": lang, "dataset": "test"}
+            file.write(json.dumps(entry) + "\n")
+    return folder / "labels.jsonl"
+
+
+def test_labelled_pictures_are_mixed_with_drawn_characters(characters, vocabulary, model, pictures):
+    labelled = RealWords([pictures], vocabulary, longest=1)
+    assert {reason: len(rows) for reason, rows in labelled.rejected.items()} == {
+        "more than 1 character": 1,
+        "characters outside the bank": 1,
+    }
+    mixture = CharacterMixture(characters, labelled, vocabulary, 0.6)
+    crops = [mixture.character(0, index) for index in range(1000)]
+    assert all(crop.image.shape == (40, 48) and crop.image.dtype == np.uint8 for crop in crops)
+    alone = CharacterMixture(characters, labelled, vocabulary, 0)
+    found = {}
+    for index in range(8):
+        crop = alone.character(0, index)
+        found[vocabulary.rows[crop.row].character] = crop
+    # Each comes under a language that uses it.
+    assert {char: crop.lang for char, crop in found.items()} == {"A": "en", "ب": "ar", "5": "en", "ج": "ar"}
+    pixels = {crop.image.tobytes() for crop in found.values()}
+    assert sum(crop.image.tobytes() in pixels for crop in crops) == 400
+    # A high picture stands in the middle, and its rim goes on.
+    high = found["ب"].image
+    assert high[20, 24] == 80 and (high[:, [0, 47]] == 50).all() and (high[[0, 39]] == 50).all()
+    batch = next(character_batches(mixture, vocabulary, model, 8, 0, 0, 0, 0, 1))
+    assert batch["pixel_values"].shape == (8, 1, 40, 48)
 
 
 def test_a_row_is_the_mean_over_languages(vocabulary, model):

@@ -22,7 +22,7 @@ from mstr_hf.models.configuration_spotter import SpotterConfig
 from mstr_hf.models.modeling_refiner import RefinerModel
 from mstr_hf.models.modeling_spotter import TOKEN_OFFSET, SpotterModel, SpotterOutput
 from mstr_hf.training import trainer as trainer_module
-from mstr_hf.training.arguments import TrainingArguments
+from mstr_hf.training.arguments import TrainingArguments, WordArguments
 from mstr_hf.training.trainer import (
     Batch,
     Sample,
@@ -31,7 +31,6 @@ from mstr_hf.training.trainer import (
     learning_rate_factor,
     to_device,
 )
-from mstr_hf.training.words import WordArguments
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,11 +16,11 @@ from mstr_hf.models.image_processing_mstr import MAX_RATIO, MSTRImageProcessor
 from mstr_hf.models.prototype_bank import PrototypeBank
 from mstr_hf.models.text import visual_order
 from mstr_hf.synthesis.synthetic_words import SyntheticWord
+from mstr_hf.training.arguments import WordArguments
 from mstr_hf.training.trainer import to_device
 from mstr_hf.training.words import (
     CHUNK,
     HEIGHT,
-    WordArguments,
     WordBatches,
     collate,
     frame_labels,
