@@ -3,7 +3,8 @@
 A Spotter errs less on the words that it was trained on than on those it will read, so a Refiner that is trained behind
 it sees too few errors and too timid ones. The simulator is fitted to what the Spotter does on held-out words: how often
 it leaves out, replaces and puts in each character, by which, at what rank the truth then stands, and with which scores.
-Pairs that were never seen borrow from the bank: a character is mistaken for its neighbours.
+Errors come together, since some words are harder than others. Pairs that were never seen borrow from the bank: a
+character is mistaken for its neighbours.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ KEPT_SCORES = 500
 RATE_PRIOR = 20.0
 # Likewise, mistakes that the bank's neighbourhood counts as, and how sharply near rows are preferred.
 PAIR_PRIOR, NEIGHBOUR_SCALE = 2.0, 10.0
+# How many times as many errors as usual a word may have.
+HARDNESS = np.array([0, 0.1, 0.2, 0.5, 1, 2, 4, 8, 16, 32], float)
 SCORE_BINS = np.linspace(-1, 1, 41)
 
 
@@ -48,6 +51,7 @@ class Observations:
         ranks: How often the truth had each rank, 0 the best; K if it was not among the K hypotheses.
         scores: Cosines of K hypotheses, by the rank of the truth; -1 where there is no truth.
         length_changes: How many words were read with so many characters more than they have.
+        errors: How many words had so many characters and errors: `(characters, errors)`.
         words: Words.
         exact: Words that were read right.
     """
@@ -60,6 +64,7 @@ class Observations:
     ranks: Counter[int] = field(default_factory=Counter)
     scores: dict[int, list[list[float]]] = field(default_factory=dict)
     length_changes: Counter[int] = field(default_factory=Counter)
+    errors: Counter[tuple[int, int]] = field(default_factory=Counter)
     words: int = 0
     exact: int = 0
 
@@ -75,7 +80,9 @@ class Observations:
         self.exact += truth == "".join(step[0] for step in steps)
         self.length_changes[len(steps) - len(truth)] += 1
         self.seen.update(truth)
+        errors = 0
         for place, number in align(truth, [step[0] for step in steps]):
+            errors += place is None or number is None or steps[number][0] != truth[place]
             if number is None:
                 assert place is not None
                 self.deleted[truth[place]] += 1
@@ -91,6 +98,7 @@ class Observations:
                 rank = step.find(truth[place]) if truth[place] in step else len(step)
                 self.ranks[rank] += 1
             self.scores.setdefault(rank, []).append(list(scores[number]))
+        self.errors[len(truth), errors] += 1
 
     def rates(self) -> dict[str, float]:
         """Substitutions, deletions and insertions a character, and the share of words that are right."""
@@ -101,6 +109,24 @@ class Observations:
             "insertions": self.inserted.total() / characters,
             "words right": self.exact / max(1, self.words),
         }
+
+    def hardness(self) -> np.ndarray:
+        """How likely each of `HARDNESS` is to be how many times as many errors as usual a word has, `[H]`.
+
+        The mixture of binomial distributions that makes the errors of the words most likely (Laird, 1978), by EM.
+        """
+        words = np.array([(*word, count) for word, count in self.errors.items()], float).reshape(-1, 3)
+        lengths, errors, counts = np.maximum(words[:, 0], words[:, 1]), words[:, 1], words[:, 2]
+        rate = (errors * counts).sum() / max(1.0, (lengths * counts).sum())
+        chance = (rate * HARDNESS).clip(1e-9, 0.95)
+        likely = errors[:, None] * np.log(chance) + (lengths - errors)[:, None] * np.log1p(-chance)
+        likely = np.exp(likely - likely.max(1, keepdims=True, initial=-np.inf))
+        weights = np.full(len(HARDNESS), 1 / len(HARDNESS))
+        for _ in range(200):
+            share = likely * weights
+            share /= share.sum(1, keepdims=True)
+            weights = (counts @ share + 1e-9) / (counts.sum() + len(HARDNESS) * 1e-9)
+        return weights
 
 
 def align(truth: Sequence[str], reading: Sequence[str]) -> list[tuple[int | None, int | None]]:
@@ -190,6 +216,10 @@ class Simulator:
         # Of the characters that are there at all.
         self.substitution = (rate(table(replaced)) / (1 - self.deletion).clip(1e-6)).clip(max=1)
         self.insertion = observations.inserted.total() / total
+        weights = observations.hardness()
+        self._hardness = weights.cumsum()
+        # Errors are as many as ever in all.
+        self.hardness = HARDNESS / max(1e-6, float(weights @ HARDNESS))
         inserted = table(observations.inserted) + 1e-3
         self._inserted = (inserted / inserted.sum()).cumsum()
         self._replacements = pairs(observations.substituted).cumsum(1)
@@ -222,11 +252,13 @@ class Simulator:
         word, _ = present.nonzero()
         truth = labels.numpy()[present] - TOKEN_OFFSET
         count = len(truth)
-        kept = rng.random(count) >= self.deletion[truth]
-        wrong = rng.random(count) < self.substitution[truth]
+        drawn = self._hardness.searchsorted(rng.random(len(labels))).clip(max=len(self.hardness) - 1)
+        hard = self.hardness[drawn][word]
+        kept = rng.random(count) >= self.deletion[truth] * hard
+        wrong = rng.random(count) < self.substitution[truth] * hard
         other = (self._replacements[truth] < rng.random((count, 1))).sum(1).clip(max=len(self._inserted) - 1)
         rank = np.where(wrong, 1 + self._ranks.searchsorted(rng.random(count)).clip(max=self.top_k - 1), 0)
-        extra = (rng.random(count) < self.insertion).nonzero()[0]
+        extra = (rng.random(count) < self.insertion * hard).nonzero()[0]
         put_in = self._inserted.searchsorted(rng.random(len(extra))).clip(max=len(self._inserted) - 1)
         # What is put in comes right after some character; its truth is no row.
         order = np.concatenate([np.arange(count)[kept] * 2, extra * 2 + 1]).argsort()
@@ -285,6 +317,7 @@ class Simulator:
             "companions": {"".join(pair): count for pair, count in found.companions.items()},
             "ranks": found.ranks,
             "length_changes": found.length_changes,
+            "errors": {f"{length},{errors}": count for (length, errors), count in sorted(found.errors.items())},
             "scores": {rank: some(vectors) for rank, vectors in sorted(found.scores.items())},
         }
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -307,30 +340,42 @@ class Simulator:
                 companions=Counter({(pair[0], pair[1]): n for pair, n in content["companions"].items()}),
                 ranks=Counter({int(rank): n for rank, n in content["ranks"].items()}),
                 length_changes=Counter({int(change): n for change, n in content["length_changes"].items()}),
+                errors=Counter({_pair(text): n for text, n in content["errors"].items()}),
                 scores={int(rank): vectors for rank, vectors in content["scores"].items()},
                 words=content["words"],
                 exact=content["exact"],
             )
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}: no simulator ({error!r}): fit one with scripts/fit_simulator.py") from None
         if strange := set(found.seen) - set(bank.characters):
             raise ValueError(f"{path}: characters {sorted(strange)[:5]} are not in the bank: fit it to this Spotter")
         return cls(found, bank)
 
 
+def _pair(text: str) -> tuple[int, int]:
+    first, second = text.split(",")
+    return int(first), int(second)
+
+
 def divergences(first: Observations, second: Observations) -> dict[str, float]:
     """How far two sets of observations are apart: Jensen-Shannon divergences in bits, 0 the same, 1 disjoint.
 
     Returns:
-        `outcomes` (right, substituted, deleted, inserted), `ranks` of the truth, `length changes`, `pairs` (which
-        character stands for which, among substitutions), `inserted` characters, `scores` (cosines, the mean over
-        ranks).
+        `outcomes` (right, substituted, deleted, inserted), `ranks` of the truth, `errors of a word`, `length changes`,
+        `pairs` (which character stands for which, among substitutions), `inserted` characters, `scores` (cosines, the
+        mean over ranks).
     """
 
     def outcomes(found: Observations) -> Counter[Any]:
         wrong = {"s": found.substituted.total(), "d": found.deleted.total()}
         right = found.seen.total() - sum(wrong.values())
         return Counter(wrong | {"r": right, "i": found.inserted.total()})
+
+    def errors(found: Observations) -> Counter[Any]:
+        counts: Counter[Any] = Counter()
+        for (_, number), count in found.errors.items():
+            counts[number] += count
+        return counts
 
     def scores(found: Observations, rank: int) -> Counter[Any]:
         values = [vector[rank] for vectors in found.scores.values() for vector in vectors]
@@ -340,6 +385,7 @@ def divergences(first: Observations, second: Observations) -> dict[str, float]:
     return {
         "outcomes": jensen_shannon(outcomes(first), outcomes(second)),
         "ranks": jensen_shannon(first.ranks, second.ranks),
+        "errors of a word": jensen_shannon(errors(first), errors(second)),
         "length changes": jensen_shannon(first.length_changes, second.length_changes),
         "pairs": jensen_shannon(first.substituted, second.substituted),
         "inserted": jensen_shannon(first.inserted, second.inserted),

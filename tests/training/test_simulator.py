@@ -59,6 +59,7 @@ def test_observations_by_hand():
     assert found.ranks == {0: 6, 1: 1, 2: 1} and found.length_changes == {0: 2, -1: 1, 1: 1}
     assert found.companions["a", "b"] == 3 and found.companions["e", "d"] == 1
     assert found.scores[-1] == [[0.4, 0.3, 0.2]] and len(found.scores[0]) == 6
+    assert found.errors == {(4, 2): 1, (2, 1): 1, (1, 1): 1, (2, 0): 1}
     assert found.rates()["substitutions"] == pytest.approx(2 / 9) and found.rates()["words right"] == 0.25
 
 
@@ -102,7 +103,8 @@ def test_simulated_errors_are_those_it_was_fitted_to(simulator, vocabulary):
     for name, rate in real.rates().items():
         assert found.rates()[name] == pytest.approx(rate, rel=0.25), name
     replaced = Counter({pair: n for pair, n in found.substituted.items() if pair[0] == "a"})
-    assert replaced["a", "c"] > 0.9 * replaced.total()
+    # Where h is put in beside it, it may as well have replaced it.
+    assert replaced["a", "c"] > 0.85 * replaced.total()
     assert found.deleted["d"] > 0.8 * found.deleted.total() and found.inserted["h"] > 0.9 * found.inserted.total()
     assert found.ranks[1] == pytest.approx(real.ranks[1], rel=0.25) and set(found.ranks) <= {0, 1, 2, 3}
     assert max(divergences(found, real).values()) < 0.05
@@ -112,6 +114,24 @@ def test_simulated_errors_are_those_it_was_fitted_to(simulator, vocabulary):
         other.add(text, [f"{character}ha" for character in text], [[0.2, 0.1, 0.0]] * 4)
     far = divergences(found, other)
     assert far["outcomes"] > 0.03 and far["scores"] > 0.5
+
+
+@pytest.mark.parametrize("hard", [0.1, 1.0])
+def test_errors_come_together_as_much_as_they_did(bank, vocabulary, hard):
+    """One character in twenty is misread: in a tenth of the words alone, or in all."""
+    rng = np.random.default_rng(3)
+    texts = ["".join(rng.choice(list("abcdef"), rng.integers(3, 8))) for _ in range(4000)]
+    real = Observations()
+    for text in texts:
+        rate = 0.05 / hard * (rng.random() < hard)
+        steps = [("gah" if rng.random() < rate else f"{character}gh") for character in text]
+        real.add(text, steps, [[0.9, 0.2, 0.1]] * len(text))
+    assert real.rates()["words right"] == pytest.approx({0.1: 0.91, 1.0: 0.77}[hard], abs=0.02)
+    found = Observations()
+    note(found, texts, Simulator(real, bank).simulate(labels(vocabulary, texts), rng), vocabulary)
+    assert found.rates()["substitutions"] == pytest.approx(real.rates()["substitutions"], rel=0.1)
+    assert found.rates()["words right"] == pytest.approx(real.rates()["words right"], abs=0.015)
+    assert divergences(found, real)["errors of a word"] < 0.005
 
 
 def test_simulated_hypotheses_have_the_form_of_the_spotters(simulator, vocabulary):
@@ -149,6 +169,8 @@ def test_simulator_outlives_a_file(simulator, bank, vocabulary, tmp_path):
     assert again.observations.substituted == simulator.observations.substituted
     assert again.observations.ranks == simulator.observations.ranks
     assert np.allclose(again.deletion, simulator.deletion) and again.top_k == TOP_K
+    assert again.observations.errors == simulator.observations.errors
+    assert np.array_equal(again.hardness, simulator.hardness)
     (tmp_path / "broken.json").write_text("{}")
     with pytest.raises(ValueError, match=r"broken.json: no simulator .*: fit one with scripts/fit_simulator.py"):
         Simulator.from_file(tmp_path / "broken.json", bank)
