@@ -266,6 +266,13 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
             init.normal_(module.special_rows, std=module.special_rows.shape[-1] ** -0.5)
             init.constant_(module.log_scale, math.log(module.config.logit_scale_init))
 
+    def set_attn_implementation(self, attn_implementation: str | dict, allow_all_kernels: bool = False) -> None:
+        """Chooses the implementation of attention (see `PreTrainedModel.set_attn_implementation`)."""
+        if isinstance(attn_implementation, str):
+            # Transformers warns of the other parts of the configuration, which have no model of their own.
+            attn_implementation = {"": attn_implementation, "spotter_config": attn_implementation}
+        super().set_attn_implementation(attn_implementation, allow_all_kernels)
+
     @classmethod
     def from_spotter(cls, spotter: SpotterModel, text_config: dict[str, Any] | None = None) -> RefinerModel:
         """A Refiner with untrained weights around a Spotter, on the Spotter's bank.

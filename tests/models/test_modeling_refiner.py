@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 from transformers import AutoModel, DynamicCache, EncoderDecoderCache, StaticCache
+from transformers.utils import logging
 
 import mstr_hf  # noqa: F401 (registers the Auto classes)
 from mstr_hf.models.configuration_refiner import RefinerConfig, RefinerLanguageConfig
@@ -388,7 +389,9 @@ def test_save_and_load_through_the_auto_class_is_bit_equal(trained, images, tmp_
 
 
 @torch.no_grad()
-def test_attention_implementations_agree(refiner, images, labels):
+def test_attention_implementations_agree(refiner, images, labels, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(logging.get_logger("transformers.modeling_utils"), "warning", warnings.append)
     logits = {}
     for name in ("sdpa", "eager"):
         refiner.set_attn_implementation(name)
@@ -396,6 +399,9 @@ def test_attention_implementations_agree(refiner, images, labels):
         assert refiner.spotter.config._attn_implementation == name
         logits[name] = refiner(**images, labels=labels).logits
     assert torch.allclose(logits["sdpa"], logits["eager"], atol=1e-4)
+    assert not warnings
+    with pytest.raises(ValueError, match="nonsense"):
+        refiner.set_attn_implementation("nonsense")
 
 
 def test_autocast_compares_with_the_bank_in_full_precision(refiner, images, labels):
