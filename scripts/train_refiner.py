@@ -1,8 +1,8 @@
 """Trains the Refiner on a Spotter: `accelerate launch scripts/train_refiner.py --spotter S --output_dir runs/refiner`.
 
-With `--joint` it trains the Spotter as well: a given one, or with `--bank` a new one. A Refiner on a finished Spotter
-refines what the Spotter reads, or with `--simulator` what a simulator (scripts/fit_simulator.py) says that the
-Spotter might have read.
+With `--joint` it trains the Spotter as well: a given one, or with `--bank` a new one; the Spotter's WRR is logged too.
+A Refiner on a finished Spotter refines what the Spotter reads, or with `--simulator` what a simulator
+(scripts/fit_simulator.py) says that the Spotter might have read.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from mstr_hf.training.spotter import new_spotter
 from mstr_hf.training.trainer import Batch, Trainer
 from mstr_hf.training.words import (
     image_height,
+    reading_accuracy,
     reading_samples,
     refined_accuracy,
     refiner_readings,
@@ -42,13 +43,20 @@ def main() -> None:
                 batch.pop("frame_labels")  # where characters stand is for the Spotter's frames only
             yield batch
 
+    def accuracy(model: RefinerModel) -> dict[str, float]:
+        figures = refined_accuracy(model, words.heldout, words.vocabulary)
+        if refiner.joint:
+            # The Refiner learns to make up for a Spotter that gets worse, so that its own figures would hide it.
+            figures["wrr_spotter"] = reading_accuracy(model.spotter, words.heldout, words.vocabulary)["wrr"]
+        return figures
+
     trainer = Trainer(
         args,
         model,
         batches,
-        lambda model: refined_accuracy(model, words.heldout, words.vocabulary),
+        accuracy,
         samples=lambda model: reading_samples(refiner_readings, model, words.heldout, words.vocabulary),
-        evaluate_first=refiner.init_from is not None,
+        evaluate_first=refiner.init_from is not None or (refiner.joint and refiner.spotter is not None),
         options=[data, refiner],
     )
     words.introduce(trainer.log, trainer.output_dir)

@@ -245,6 +245,7 @@ def test_refiner_and_spotter_together(run, refiner):
     before, after = (load_file(path / "final/model.safetensors") for path in (refiner, folder))
     name = "encoder.spotter.backbone.stem.conv.weight"
     assert not torch.equal(before[name], after[name])
+    assert len(figures(folder)["wrr_spotter"]) == 2  # before the first step, and after the last
 
 
 def test_refiner_and_spotter_together_from_nothing(run, bank, refiner):
