@@ -35,6 +35,7 @@ RATE_PRIOR = 20.0
 PAIR_PRIOR, NEIGHBOUR_SCALE = 2.0, 10.0
 # How many times as many errors as usual a word may have.
 HARDNESS = np.array([0, 0.1, 0.2, 0.5, 1, 2, 4, 8, 16, 32], float)
+MAX_RATE = 0.95
 SCORE_BINS = np.linspace(-1, 1, 41)
 
 
@@ -110,15 +111,16 @@ class Observations:
             "words right": self.exact / max(1, self.words),
         }
 
-    def hardness(self) -> np.ndarray:
-        """How likely each of `HARDNESS` is to be how many times as many errors as usual a word has, `[H]`.
+    def hardness(self) -> tuple[np.ndarray, np.ndarray]:
+        """How hard words are: the mixture of binomial distributions that makes their errors likeliest (Laird, 1978).
 
-        The mixture of binomial distributions that makes the errors of the words most likely (Laird, 1978), by EM.
+        Returns:
+            How many times as many errors as usual a word may have, `[H]`, and how likely each is, `[H]`; the mean is 1.
         """
         words = np.array([(*word, count) for word, count in self.errors.items()], float).reshape(-1, 3)
         lengths, errors, counts = np.maximum(words[:, 0], words[:, 1]), words[:, 1], words[:, 2]
         rate = (errors * counts).sum() / max(1.0, (lengths * counts).sum())
-        chance = (rate * HARDNESS).clip(1e-9, 0.95)
+        chance = (rate * HARDNESS).clip(1e-9, MAX_RATE)
         likely = errors[:, None] * np.log(chance) + (lengths - errors)[:, None] * np.log1p(-chance)
         likely = np.exp(likely - likely.max(1, keepdims=True, initial=-np.inf))
         weights = np.full(len(HARDNESS), 1 / len(HARDNESS))
@@ -126,7 +128,7 @@ class Observations:
             share = likely * weights
             share /= share.sum(1, keepdims=True)
             weights = (counts @ share + 1e-9) / (counts.sum() + len(HARDNESS) * 1e-9)
-        return weights
+        return chance / (weights @ chance), weights
 
 
 def align(truth: Sequence[str], reading: Sequence[str]) -> list[tuple[int | None, int | None]]:
@@ -216,10 +218,8 @@ class Simulator:
         # Of the characters that are there at all.
         self.substitution = (rate(table(replaced)) / (1 - self.deletion).clip(1e-6)).clip(max=1)
         self.insertion = observations.inserted.total() / total
-        weights = observations.hardness()
+        self.hardness, weights = observations.hardness()
         self._hardness = weights.cumsum()
-        # Errors are as many as ever in all.
-        self.hardness = HARDNESS / max(1e-6, float(weights @ HARDNESS))
         inserted = table(observations.inserted) + 1e-3
         self._inserted = (inserted / inserted.sum()).cumsum()
         self._replacements = pairs(observations.substituted).cumsum(1)
