@@ -1,5 +1,7 @@
 """Trains mCLIP on drawn characters: `accelerate launch scripts/train_mclip.py --output_dir runs/mclip`.
 
+`--character_data` adds labelled pictures of characters.
+
 With `--bank` it learns the space of a prototype bank that models use already: the bank's rows are what images are
 trained against, and the text side learns to give them. Languages that the bank lacks, named after its own, get their
 rows in that space, which `scripts/add_language.py --mclip` takes. With `--init_from` it goes on with a trained mCLIP,
@@ -30,10 +32,14 @@ from mstr_hf.training.mclip import (
 )
 from mstr_hf.training.sources import REAL_SEVERITY, RealWords
 from mstr_hf.training.trainer import Batch, Trainer
+from mstr_hf.training.words import say_rejects
 from mstr_hf.vocabulary import OFFSET, Vocabulary, build_vocabulary
 
 # Fields of the config that other options or the charsets decide.
 DECIDED = ("vocab_size", "num_rows", "arcface_weight", "subtype_weight")
+
+# What helps where labels have characters that are none of the charsets'.
+OTHER_LANGUAGES = "name a language that has them in --languages"
 
 
 def main() -> None:
@@ -46,7 +52,7 @@ def main() -> None:
     letters = {charset.lang: charset.letters for charset in charsets}
     fonts = discover_fonts(languages, data.fonts)
     drawn = CharacterSynthesiser(fonts, vocabulary.rows, letters)
-    train, labelled = training_characters(data, drawn, vocabulary)
+    train, labelled, summary = training_characters(data, drawn, vocabulary)
     heldout = CharacterSynthesiser(fonts, vocabulary.rows, letters, split="heldout", severity=0.3)
     bank = None if data.bank is None else known_bank(data.bank, vocabulary)
     # Random text rows are far apart already. At the full rate they first run together, since to the untrained image
@@ -81,33 +87,34 @@ def main() -> None:
         options=[data],
     )
     if labelled is not None:
-        counts = ", ".join(f"{lang} {len(rows)}" for lang, rows in labelled.rows.items())
-        trainer.log.say(f"beside drawn characters, {len(labelled)} labelled pictures ({counts})")
-        if warning := labelled.complaint():
-            trainer.log.say(f"WARNING: {warning}", event="left out", reason=warning)
+        trainer.log.say(f"trains on {summary}", event="data", data=summary)
+        say_rejects(trainer.log, trainer.output_dir, labelled.complaint(OTHER_LANGUAGES), labelled.rejects())
     drawable = {index for index, _ in drawn.drawable}
     if missing := [row.character for index, row in enumerate(vocabulary.rows) if index not in drawable]:
-        trainer.log.say(f"no font draws these, which are left to their prompts: {' '.join(missing)}")
+        trainer.log.say(f"no font draws these: {' '.join(missing)}")
     trainer.train()
-    pictures = f" and {len(labelled)} labelled pictures of characters" if labelled is not None else ""
-    finish(trainer, vocabulary, f"synthetic characters of {data.languages}{pictures}")
+    finish(trainer, vocabulary, summary)
 
 
 def training_characters(
     data: MCLIPArguments, drawn: CharacterSynthesiser, vocabulary: Vocabulary
-) -> tuple[CharacterSynthesiser | CharacterMixture, RealWords | None]:
-    """What mCLIP trains on, and the labelled pictures among it.
+) -> tuple[CharacterSynthesiser | CharacterMixture, RealWords | None, str]:
+    """What mCLIP trains on, the labelled pictures among it, and what it is in a line.
 
     Raises:
-        ValueError: If there are data, but no label among them is a character of the languages.
+        ValueError: If there are such pictures, but none of their labels is a character of the languages.
     """
-    if not data.data:
-        return drawn, None
-    labelled = RealWords(data.data, vocabulary, REAL_SEVERITY, longest=1)
+    if not data.character_data:
+        return drawn, None, f"synthetic characters of {data.languages}"
+    labelled = RealWords(data.character_data, vocabulary, REAL_SEVERITY, longest=1)
     if not len(labelled):
-        raise ValueError(f"{', '.join(data.data)}: no label can be used: {labelled.complaint()}")
-    share = 0.5 if data.synthetic_share is None else data.synthetic_share
-    return CharacterMixture(drawn, labelled, vocabulary, share), labelled
+        paths = ", ".join(data.character_data)
+        raise ValueError(f"{paths}: no label can be used: {labelled.complaint(OTHER_LANGUAGES)}")
+    counts = ", ".join(f"{lang} {len(rows)}" for lang, rows in labelled.rows.items())
+    summary = f"{data.labelled_share:.0%} of {len(labelled)} labelled pictures of characters ({counts})"
+    if data.labelled_share < 1:
+        summary += f"; {1 - data.labelled_share:.0%} synthetic characters of {data.languages}"
+    return CharacterMixture(drawn, labelled, vocabulary, data.labelled_share), labelled, summary
 
 
 def known_bank(name: str, vocabulary: Vocabulary) -> PrototypeBank:

@@ -158,7 +158,7 @@ def write_dataset(
         num_proc: Number of processes; as many as there are cores for this one, if left out.
         records_per_shard: Shards are finished, and killed, one by one.
         features: The columns, in the order of the sources' tuples and in the form of `FEATURES`: an `image`,
-            strings and class labels.
+            strings, class labels and lists of float32.
 
     Returns:
         The totals by part, such as `"train/bn"`, counted in the finished files.

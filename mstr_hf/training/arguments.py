@@ -88,8 +88,9 @@ class WordArguments:
     val_data: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Labelled pictures to validate with, in the same forms. Left out: the validation split of data, "
-            "else every tenth word of it; without data, synthetic words in fonts that training never sees."
+            "help": "Labelled pictures to validate with: such folders and manifests, without weights. Left out: the "
+            "validation split of data, else every tenth word of it; without data, synthetic words in fonts that "
+            "training never sees."
         },
     )
     synthetic_share: float | None = field(
@@ -122,16 +123,14 @@ class MCLIPArguments:
 
     languages: str = field(default="en,hi,bn,ta,te,ar", metadata={"help": "Languages, with commas between."})
     fonts: list[str] = field(default_factory=list, metadata={"help": "Folders with fonts beside the system's."})
-    data: list[str] = field(
+    character_data: list[str] = field(
         default_factory=list,
         metadata={
             "help": "Labelled pictures of single characters beside drawn ones: Arrow folders (`mstr synthesise "
             "--characters`, or your own) and manifests (.json, .jsonl)."
         },
     )
-    synthetic_share: float | None = field(
-        default=None, metadata={"help": "Share of drawn characters; a half where there are data, else 1, if left out."}
-    )
+    labelled_share: float = field(default=0.5, metadata={"help": "Share of character_data; the rest is drawn."})
     architecture: str = field(
         default="", metadata={"help": "Fields of MCLIPConfig, such as projection_dim=64,num_hidden_layers=1."}
     )
@@ -150,9 +149,8 @@ class MCLIPArguments:
     def __post_init__(self) -> None:
         if self.eval_samples < 1:
             raise ValueError(f"eval_samples is {self.eval_samples}: give 1 or more")
-        share = self.synthetic_share
-        if share is not None and (not 0 <= share <= 1 or (share < 1 and not self.data)):
-            raise ValueError(f"synthetic_share {share}: give 0 to 1, and 1 (or nothing) without data")
+        if not 0 < self.labelled_share <= 1:
+            raise ValueError(f"labelled_share is {self.labelled_share}: give more than 0, and 1 at most")
 
 
 @dataclass

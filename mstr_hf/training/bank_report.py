@@ -103,8 +103,10 @@ def draw_map(bank: PrototypeBank, fonts: FontIndex, size: int = 1600) -> Image.I
     for row, (x, y) in enumerate(places * (size - 5 * _GLYPH) + 2.5 * _GLYPH):
         _outline(draw, x, y, bank.subtypes[row])
         colour = colours[bank.scripts[row]]
-        lang = bank.languages[row][0]
-        mask = _glyph(bank.characters[row], faces[lang], letters[lang])
+        masks = (
+            _glyph(bank.characters[row], faces[lang], letters[lang]) for lang in bank.languages[row] if lang in faces
+        )
+        mask = next((mask for mask in masks if mask is not None), None)
         if mask is None:
             draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
         else:

@@ -119,7 +119,9 @@ def training_card(
         end, top = ("", ", these weights") if of_best else (" (these weights)", "")
         lines += ["", "## Validation", "", f"| | at the end{end} | at step {best_step} (best{top}) |"]
         lines += ["| --- | --: | --: |"]
-        lines += [f"| {name} | {value:.4f} | {best[name]:.4f} |" for name, value in metrics.items()]
+        # An earlier version may have measured less.
+        tops = {name: f"{best[name]:.4f}" if name in best else "-" for name in metrics}
+        lines += [f"| {name} | {value:.4f} | {tops[name]} |" for name, value in metrics.items()]
     said = {
         name: _shortened(value)
         for option in trainer.options

@@ -88,19 +88,16 @@ class CharacterMixture:
         drawn: Draws characters.
         labelled: The pictures.
         vocabulary: Rows of the characters.
-        synthetic_share: Share of drawn ones, 0 to 1.
+        labelled_share: Share of the pictures, more than 0, and 1 at most.
     """
 
-    def __init__(
-        self, drawn: CharacterSynthesiser, labelled: RealWords, vocabulary: Vocabulary, synthetic_share: float
-    ):
+    def __init__(self, drawn: CharacterSynthesiser, labelled: RealWords, vocabulary: Vocabulary, labelled_share: float):
         self.drawn, self.labelled = drawn, labelled
         self.vocabulary = vocabulary
         self._rows = {row.character: index for index, row in enumerate(vocabulary.rows)}
-        parts: list[tuple[CharacterMixture, str, float]] = [(self, _DRAWN, synthetic_share)] * (synthetic_share > 0)
-        for lang, rows in labelled.rows.items():
-            part = (1 - synthetic_share) * len(rows) / len(labelled)
-            parts += [(self, lang, part)] * (part > 0)
+        parts = [(self, lang, labelled_share * len(rows) / len(labelled)) for lang, rows in labelled.rows.items()]
+        if labelled_share < 1:
+            parts.append((self, _DRAWN, 1 - labelled_share))
         self._mixture = WordMixture(parts)  # type: ignore[arg-type]  # it mixes whatever sources give
 
     def character(self, seed: int, index: int) -> SyntheticCharacter:

@@ -346,7 +346,9 @@ class Simulator:
                 exact=content["exact"],
             )
         except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}: no simulator ({error!r}): fit one with scripts/fit_simulator.py") from None
+            raise ValueError(
+                f"{path}: no simulator, or one of an earlier version ({error!r}): fit one with scripts/fit_simulator.py"
+            ) from None
         if strange := set(found.seen) - set(bank.characters):
             raise ValueError(f"{path}: characters {sorted(strange)[:5]} are not in the bank: fit it to this Spotter")
         return cls(found, bank)
@@ -389,9 +391,7 @@ def divergences(first: Observations, second: Observations) -> dict[str, float]:
         "length changes": jensen_shannon(first.length_changes, second.length_changes),
         "pairs": jensen_shannon(first.substituted, second.substituted),
         "inserted": jensen_shannon(first.inserted, second.inserted),
-        "scores": float(
-            np.mean([jensen_shannon(scores(first, rank), scores(second, rank)) for rank in range(top_k)])
-        ),
+        "scores": float(np.mean([jensen_shannon(scores(first, rank), scores(second, rank)) for rank in range(top_k)])),
     }
 
 

@@ -106,8 +106,8 @@ class RealWords:
         paths: Folders of Arrow files (columns `id`, `image`, `label`, `lang`, and `centres` of drawn words) and
             manifests (`.json`, `.jsonl`).
         vocabulary: What can be read.
-        severity: Upper end of the degradation budget; 0 leaves the pictures as they are. Words that were drawn, which
-            an Arrow folder of `mstr synthesise` holds, are worn already and stay as they are.
+        severity: Upper end of the degradation budget; 0 leaves the pictures as they are. Words whose `centres` are
+            known were drawn by `mstr synthesise`, worn already, and stay as they are.
         split: Which split of an Arrow folder that has splits.
         longest: Longest label to take, in code points.
 
@@ -164,8 +164,8 @@ class RealWords:
             record | {"reason": reason} for reason, rows in self.rejected.items() for record in columns.select(rows)
         ]
 
-    def complaint(self) -> str:
-        """What is left out and why, in one line; empty if nothing is."""
+    def complaint(self, remedy: str = "scripts/extend_prototype_bank.py adds them to a bank") -> str:
+        """What is left out and why, in one line; empty if nothing is. `remedy` helps where characters are missing."""
         parts = [
             f"{len(rows)} words left out ({reason}), such as {self.table[rows[0]]['id']}"
             for reason, rows in self.rejected.items()
@@ -173,7 +173,7 @@ class RealWords:
         for lang, counts in self.outside.items():
             named = ", ".join(f"{char!r} U+{ord(char):04X} x{count}" for char, count in counts.most_common(10))
             more = f" and {len(counts) - 10} more" if len(counts) > 10 else ""
-            parts.append(f"{lang} needs {named}{more}: scripts/extend_prototype_bank.py adds them to a bank")
+            parts.append(f"{lang} needs {named}{more}: {remedy}")
         return "; ".join(parts)
 
     def split(self) -> tuple[RealWords, RealWords]:
@@ -299,6 +299,9 @@ def _read(path: Path, split: str) -> datasets.Dataset:
     features = datasets.Features(
         {name: datasets.Image(decode=False) if name == "image" else datasets.Value("string") for name in COLUMNS}
     )
+    if not path.exists():
+        hint = ": weights are for the paths of --data of words" if "=" in path.name else ""
+        raise ValueError(f"{path}: there is no such file or folder{hint}")
     if path.is_dir():
         folder = path / split
         if not folder.is_dir():

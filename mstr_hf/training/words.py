@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,13 +100,25 @@ class WordData:
             folder: The run's folder, which gets the file.
         """
         log.say(f"trains on {self.summary}; validates with {len(self.heldout)} words", event="data", data=self.summary)
-        if not self.rejects:
-            return
-        file = folder / "rejects.jsonl"
-        if PartialState().is_main_process:
-            lines = [json.dumps(reject, ensure_ascii=False) + "\n" for reject in self.rejects]
-            file.write_text("".join(lines), encoding="utf-8")
-        log.say(f"WARNING: {self.warning}; all are named in {file}", event="left out", reason=self.warning)
+        say_rejects(log, folder, self.warning, self.rejects)
+
+
+def say_rejects(log: RunLog, folder: Path, warning: str, rejects: Sequence[dict[str, str]]) -> None:
+    """Warns of what is left out of labelled pictures, and names each in `rejects.jsonl`; nothing where nothing is.
+
+    Args:
+        log: Where to warn.
+        folder: The run's folder, which gets the file.
+        warning: What is left out, in a line.
+        rejects: Each of them (see `RealWords.rejects`).
+    """
+    if not rejects:
+        return
+    file = folder / "rejects.jsonl"
+    if PartialState().is_main_process:
+        lines = [json.dumps(reject, ensure_ascii=False) + "\n" for reject in rejects]
+        file.write_text("".join(lines), encoding="utf-8")
+    log.say(f"WARNING: {warning}; all are named in {file}", event="left out", reason=warning)
 
 
 class FixedWords:
@@ -143,9 +156,8 @@ def word_data(args: WordArguments, bank: PrototypeBank, height: int) -> WordData
     rejects: list[dict[str, str]] = []
     if args.data:
         sources = weighted(args.data)
-        paths = [path for group, _ in sources for path in group]
-        named = args.val_data or [path for path in paths if (Path(path) / "validation").is_dir()]
-        validations = [RealWords(named, vocabulary, split="validation")] if named else []
+        named = [args.val_data] if args.val_data else []  # groups of paths that validate
+        validations = []
         weights = math.fsum(weight for _, weight in sources)
         for group, weight in sources:
             real = RealWords(group, vocabulary, 0 if args.overfit_images else REAL_SEVERITY)
@@ -153,20 +165,26 @@ def word_data(args: WordArguments, bank: PrototypeBank, height: int) -> WordData
             rejects += real.rejects()
             if not len(real):
                 raise ValueError(f"{', '.join(group)}: no label can be used: {real.complaint()}")
-            if not named:
-                real, validation = real.split()
-                validations.append(validation)
+            if not args.val_data:
+                own = [path for path in group if (Path(path) / "validation").is_dir()]
+                if own:
+                    named.append(own)
+                else:
+                    real, validation = real.split()
+                    validations.append(validation)
             part = (1 - share) * weight / weights
             amounts = {lang: float(len(rows)) for lang, rows in real.rows.items()}
             shares = language_shares(amounts, args.language_temperature)
             parts += [(real, lang, part * lang_share) for lang, lang_share in shares.items() if share < 1]
             counts = ", ".join(f"{lang} {len(rows)}" for lang, rows in real.rows.items())
-            where = f" of {Path(group[0]).name}" if len(sources) > 1 else ""
+            where = f" of {_source_name(Path(group[0]))}" if len(sources) > 1 else ""
             summary.append(f"{part:.0%} of {len(real)} labelled pictures{where} ({counts})")
-        if named:
-            warnings.append(validations[0].complaint())
-            rejects += validations[0].rejects()
-        heldout = [word for validation in validations for word in validation.some(args.eval_words)]
+        for group in named:
+            validation = RealWords(group, vocabulary, split="validation")
+            warnings.append(validation.complaint())
+            rejects += validation.rejects()
+            validations.append(validation)
+        heldout = _in_turns([validation.some(args.eval_words) for validation in validations], args.eval_words)
     if share > 0:
         train, drawn = synthesisers(args, bank, vocabulary)
         languages = bank.all_languages
@@ -197,6 +215,23 @@ def word_data(args: WordArguments, bank: PrototypeBank, height: int) -> WordData
         summary = [f"{len(heldout)} words over and over"]
     complaints = "; ".join(filter(None, warnings))
     return WordData(vocabulary, mixture, heldout, height, args.max_width, "; ".join(summary), complaints, rejects)
+
+
+def _in_turns(sets: Sequence[Sequence[Word]], count: int) -> list[Word]:
+    """At most `count` words a language, from each of the sets in turn."""
+    turns = [word for turn in itertools.zip_longest(*sets) for word in turn if word is not None]
+    taken: Counter[str] = Counter()
+    chosen = []
+    for word in turns:
+        taken[word.lang] += 1
+        if taken[word.lang] <= count:
+            chosen.append(word)
+    return sorted(chosen, key=lambda word: word.lang)
+
+
+def _source_name(path: Path) -> str:
+    """What tells a source from others, without the place on the machine: manifests are often called alike."""
+    return path.name if path.is_dir() else f"{path.resolve().parent.name}/{path.name}"
 
 
 def weighted(data: Sequence[str]) -> list[tuple[list[str], float]]:

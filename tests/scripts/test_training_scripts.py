@@ -134,13 +134,18 @@ def test_mclip_trains_on_pictures_too(run, labelled, tmp_path):
         with open(drawn / "labels.jsonl", "a") as file:
             file.write(json.dumps(entry | {"dataset": "test"}) + "\n")
     small = ["--languages", "en", "--architecture", "projection_dim=16", "--batch_size", 8, "--eval_samples", 20]
-    options = ["--data", drawn / "labels.jsonl", "--synthetic_share", 0.25]
+    with open(drawn / "labels.jsonl", "a") as file:
+        file.write(json.dumps(entry | {"id": "क", "gt_text": "क", "lang": "hi", "dataset": "test"}) + "\n")
+    options = ["--character_data", drawn / "labels.jsonl", "--labelled_share", 0.75]
     output = run("train_mclip", "--output_dir", tmp_path / "run", *STEPS, *small, *options)
-    assert "beside drawn characters, 3 labelled pictures (en 3)\n" in output
-    card = (tmp_path / "run" / "final" / "README.md").read_text()
-    assert "synthetic characters of en and 3 labelled pictures of characters" in card
+    summary = "75% of 3 labelled pictures of characters (en 3); 25% synthetic characters of en"
+    assert f"trains on {summary}\n" in output
+    assert "hi needs 'क' U+0915 x1: name a language that has them in --languages; all are named in" in output
+    (reject,) = map(json.loads, (tmp_path / "run" / "rejects.jsonl").read_text().splitlines())
+    assert reject["label"] == "क" and reject["reason"] == "characters outside the bank"
+    assert summary in (tmp_path / "run" / "final" / "README.md").read_text()
     with pytest.raises(ValueError, match=r"no label can be used: 20 words left out \(more than 1 character"):
-        run("train_mclip", "--output_dir", tmp_path / "none", *STEPS, *small, "--data", labelled)
+        run("train_mclip", "--output_dir", tmp_path / "none", *STEPS, *small, "--character_data", labelled)
 
 
 def test_mclip_learns_the_space_of_a_bank(run, mclip, bank, tmp_path):

@@ -82,10 +82,10 @@ def test_labelled_pictures_are_mixed_with_drawn_characters(characters, vocabular
         "more than 1 character": 1,
         "characters outside the bank": 1,
     }
-    mixture = CharacterMixture(characters, labelled, vocabulary, 0.6)
+    mixture = CharacterMixture(characters, labelled, vocabulary, 0.4)
     crops = [mixture.character(0, index) for index in range(1000)]
     assert all(crop.image.shape == (40, 48) and crop.image.dtype == np.uint8 for crop in crops)
-    alone = CharacterMixture(characters, labelled, vocabulary, 0)
+    alone = CharacterMixture(characters, labelled, vocabulary, 1)
     found = {}
     for index in range(8):
         crop = alone.character(0, index)

@@ -3,6 +3,7 @@ from collections import Counter
 from itertools import islice, pairwise
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -285,21 +286,42 @@ def test_sources_of_pictures_have_weights(labelled, vocabulary, tmp_path):
     other = folder / labelled.name
     bank = bank_of(vocabulary)
     data = word_data(WordArguments(data=[f"{labelled}=3", f"{other}=1"]), bank, HEIGHT)
-    name = labelled.name
+    one, two = (f"{path.parent.name}/{path.name}" for path in (labelled, other))
     assert data.summary == (
-        f"75% of 27 labelled pictures of {name} (ar 9, en 18); 25% of 27 labelled pictures of {name} (ar 9, en 18)"
+        f"75% of 27 labelled pictures of {one} (ar 9, en 18); 25% of 27 labelled pictures of {two} (ar 9, en 18)"
     )
     shares = Counter()
     for (source, _, _), count in zip(data.train.parts, data.train.counts, strict=True):
         shares[source.table[0]["image"]["path"].startswith(str(folder))] += count
     assert shares == {False: 750, True: 250}
     assert len(data.heldout) == 6
+    few = word_data(WordArguments(data=[f"{labelled}=3", f"{other}=1"], eval_words=1), bank, HEIGHT).heldout
+    assert [word.lang for word in few] == ["ar", "en"]
     with pytest.raises(ValueError, match="give each path a weight, as in photographs=3, or none"):
         word_data(WordArguments(data=[f"{labelled}=3", str(other)]), bank, HEIGHT)
     for wrong in ("0", "-1", "much", "nan"):
         with pytest.raises(ValueError, match=f"'{wrong}' no weight: give a number above 0"):
             word_data(WordArguments(data=[f"{labelled}={wrong}"]), bank, HEIGHT)
     assert len(word_data(WordArguments(data=[str(labelled), str(other)]), bank, HEIGHT).train.parts) == 2
+
+
+def test_each_source_validates_with_its_own_split_or_a_tenth(labelled, vocabulary, tmp_path):
+    for split, numbers in (("train", range(10)), ("validation", (10, 11))):
+        rows = {
+            "id": [f"{split}-{number}" for number in numbers],
+            "image": [{"bytes": (labelled.parent / f"{number}.png").read_bytes(), "path": None} for number in numbers],
+            "label": [f"{number:02}" for number in numbers],
+            "lang": ["en" for _ in numbers],
+        }
+        kinds = {name: datasets.Value("string") for name in ("id", "label", "lang")} | {"image": datasets.Image()}
+        table = datasets.Dataset.from_dict(rows, features=datasets.Features(kinds))
+        table.save_to_disk(tmp_path / "arrow" / split)
+    arguments = WordArguments(data=[f"{labelled}=1", f"{tmp_path / 'arrow'}=1"])
+    data = word_data(arguments, bank_of(vocabulary), HEIGHT)
+    # A tenth of 30 pictures, and the two of the split.
+    assert [word.lang for word in data.heldout] == ["ar", "en", "en", "en", "en"]
+    assert {"10", "11"} <= {word.text for word in data.heldout}
+    assert "50% of 10 labelled pictures of arrow (en 10)" in data.summary
 
 
 def test_pictures_alone_need_no_fonts_and_two_are_enough_to_learn_by_heart(labelled, vocabulary):
