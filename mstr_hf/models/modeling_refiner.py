@@ -268,10 +268,15 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
 
     def set_attn_implementation(self, attn_implementation: str | dict, allow_all_kernels: bool = False) -> None:
         """Chooses the implementation of attention (see `PreTrainedModel.set_attn_implementation`)."""
-        if isinstance(attn_implementation, str):
-            # Transformers warns of the other parts of the configuration, which have no model of their own.
-            attn_implementation = {"": attn_implementation, "spotter_config": attn_implementation}
-        super().set_attn_implementation(attn_implementation, allow_all_kernels)
+        if not isinstance(attn_implementation, str):
+            super().set_attn_implementation(attn_implementation, allow_all_kernels)
+            return
+        models = {"": attn_implementation, "spotter_config": attn_implementation}
+        super().set_attn_implementation(models, allow_all_kernels)
+        # Transformers would warn of these, which have no model of their own.
+        for part in (self.config.text_config, self.config.language_config):
+            if part is not None:
+                part._attn_implementation = attn_implementation
 
     @classmethod
     def from_spotter(cls, spotter: SpotterModel, text_config: dict[str, Any] | None = None) -> RefinerModel:
