@@ -33,7 +33,7 @@ KEPT_SCORES = 500
 RATE_PRIOR = 20.0
 # Likewise, mistakes that the bank's neighbourhood counts as, and how sharply near rows are preferred.
 PAIR_PRIOR, NEIGHBOUR_SCALE = 2.0, 10.0
-# How many times as many errors as usual a word may have.
+# How many times as many errors as usual a word may have, and how many of its characters at most, as a share.
 HARDNESS = np.array([0, 0.1, 0.2, 0.5, 1, 2, 4, 8, 16, 32], float)
 MAX_RATE = 0.95
 SCORE_BINS = np.linspace(-1, 1, 41)
