@@ -37,12 +37,13 @@ from mstr_hf.training.sources import RealWords, Word
 from mstr_hf.training.trainer import Trainer
 from mstr_hf.training.words import image_height, reading_accuracy, refined_accuracy, word_data
 
-ARMS = ("frames", "queries", "refiner", "large", "plain", "columns", "maps")
+ARMS = ("frames", "queries", "refiner", "large", "plain", "columns", "merged", "maps")
 # Rows of the table: what is read, and by what of which arm.
 READINGS = {
     "CTC frames": ("frames", "spotter"),
     "CTC frames, without the alignment loss": ("plain", "spotter"),
     "CTC frames, the last maps H/16 x W/4": ("columns", "spotter"),
+    "CTC frames, the last maps H/16 x W/4, rows merged": ("merged", "spotter"),
     "CTC frames, the last maps H/8 x W/4": ("maps", "spotter"),
     "parallel queries": ("queries", "spotter"),
     "CTC frames, trained beside the Refiner": ("refiner", "spotter"),
@@ -186,6 +187,8 @@ class Makers:
             return self.equal(QuerySpotter, compute(self.spotter()))
         if arm == "columns":
             return self.equal(SpotterModel, compute(self.spotter()), **NARROW)
+        if arm == "merged":
+            return self.equal(SpotterModel, compute(self.spotter()), merge_rows=True, **NARROW)
         if arm == "maps":
             # At its full width, not even one layer has so little to compute.
             *first, coarse = self.spotter().config.stage_channels

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional as F
 
 from mstr_hf.models.image_processing_mstr import load_image
-from mstr_hf.models.modeling_refiner import RefinerModel
+from mstr_hf.models.modeling_refiner import MEMORY_COLUMN, RefinerModel
 from mstr_hf.models.modeling_spotter import TOKEN_OFFSET
 from mstr_hf.models.processing_mstr import MSTRProcessor
 from mstr_hf.synthesis.fonts import Face, covers, discover_fonts, hb_font
@@ -69,23 +69,23 @@ def attention_maps(
         ids: Token ids of the reading.
 
     Returns:
-        float32 `[len(ids), H/8, width/column_width]`, where width is that of the image without padding: attention on
+        float32 `[len(ids), H/8, width/8]`, where width is that of the image without padding: attention on
         each cell, averaged over layers and heads. A map adds up to the share that is spent on the image; what is
         missing to 1 is spent on the Spotter's hypotheses.
     """
     spotter = model.config.spotter_config
-    seen = int(pixel_mask.sum()) // spotter.column_width
+    seen = int(pixel_mask.sum()) // MEMORY_COLUMN
     if not ids:
         return torch.zeros(0, spotter.image_height // 8, seen)
     with _cross_attentions(model) as weights, torch.no_grad():
         model(pixel_values, pixel_mask, labels=torch.tensor([list(ids)], device=pixel_values.device), use_cache=False)
     attention = torch.stack(weights).float().cpu().mean((0, 2))[0, : len(ids), spotter.max_length :]
-    # The visual memory: the level at H/16, then the one at H/8, row by row.
-    height, width = spotter.image_height // 16, pixel_values.shape[-1] // spotter.column_width
-    coarse, fine = attention.split([height * width, 2 * height * width], -1)
-    # Each cell of the coarse level covers two of the fine one.
-    coarse = F.interpolate(coarse.reshape(-1, 1, height, width), scale_factor=(2.0, 1.0), mode="nearest")[:, 0] / 2
-    return (coarse + fine.reshape(-1, 2 * height, width))[..., :seen]
+    # The visual memory: the last level, then the one at H/8, row by row.
+    rows, height, width = spotter.num_rows, spotter.image_height // 8, pixel_values.shape[-1] // MEMORY_COLUMN
+    coarse, fine = attention.split([rows * width, height * width], -1)
+    # Each cell of the last level covers several of the finer one.
+    coarse = F.interpolate(coarse.reshape(-1, 1, rows, width), (height, width), mode="nearest")[:, 0] * rows / height
+    return (coarse + fine.reshape(-1, height, width))[..., :seen]
 
 
 @contextmanager

@@ -44,7 +44,7 @@ class SpotterOutput(ModelOutput):
             does not pay for a reading.
         top_k_scores: Their cosines, `[B, L, K]`; 0 on padding, -1 where the bank has fewer than K rows.
         character_mask: True on steps that hold a character, `[B, L]`.
-        feature_maps: Pyramid, fine to coarse: `[B, C, H/4, W/4]`, then `[B, C, H/8, columns]` and H/16.
+        feature_maps: Pyramid, fine to coarse: `[B, C, H/4, W/4]`, `[B, C, H/8, columns]`, `[B, C, rows, columns]`.
         column_mask: True on columns of the image, `[B, columns]`.
         hidden_states: With `output_hidden_states`: input and output of the Transformer layers, `[B, S, C]` each.
         attentions: With `output_attentions` and eager attention: their weights, `[B, heads, S, S]` each.
@@ -96,7 +96,10 @@ class ResidualBlock(nn.Module):
 
 
 class SpotterBackbone(nn.Module):
-    """Convolutional pyramid at H/4 x W/4, H/8 and H/16 by columns, and Transformer layers on the last level."""
+    """Convolutional pyramid at H/4 x W/4, H/8 and H/16 by columns, and Transformer layers on the last level.
+
+    What the last level has of rows may become one before the layers.
+    """
 
     def __init__(self, config: SpotterConfig):
         super().__init__()
@@ -110,6 +113,7 @@ class SpotterBackbone(nn.Module):
         self.down3 = MaskedConv(middle, coarse, (2, 1))
         # Positions come from a depth-wise convolution, which serves any width.
         self.position = nn.Conv2d(coarse, coarse, 3, 1, 1, groups=coarse)
+        self.merge = nn.Conv2d(coarse, coarse, (config.image_height // 16, 1)) if config.merge_rows else None
         self.layers = nn.ModuleList(
             EncoderLayer(config, coarse, config.num_attention_heads, config.intermediate_size, config.hidden_act)
             for _ in range(config.num_hidden_layers)
@@ -134,6 +138,8 @@ class SpotterBackbone(nn.Module):
             middle = block(middle, column)
         coarse = self.down3(middle, column)
         coarse = coarse + self.position(coarse)
+        if self.merge is not None:
+            coarse = self.merge(coarse)
         batch, channels, height, width = coarse.shape
         tokens = coarse.flatten(2).transpose(1, 2)
         mask = additive_mask(columns.repeat(1, height), tokens.dtype)
@@ -188,7 +194,7 @@ class RetrievalHead(nn.Module):
     def __init__(self, config: SpotterConfig):
         super().__init__()
         self.config = config
-        size = config.hidden_size * config.image_height // 16
+        size = config.hidden_size * config.num_rows
         self.projection = nn.Linear(size, config.frames_per_column * config.projection_dim)
         self.blank = nn.Parameter(torch.empty(config.projection_dim))
         self.log_scale = nn.Parameter(torch.empty(()))
@@ -204,7 +210,7 @@ class RetrievalHead(nn.Module):
         return self
 
     def embed(self, coarse: torch.Tensor) -> torch.Tensor:
-        """Last level `[B, C, H/16, columns]` to unit embeddings `[B, T, D]`."""
+        """Last level `[B, C, rows, columns]` to unit embeddings `[B, T, D]`."""
         batch, channels, height, width = coarse.shape
         columns = coarse.permute(0, 3, 2, 1).reshape(batch, width, height * channels)
         frames = self.projection(columns).view(batch, width * self.config.frames_per_column, -1)

@@ -174,11 +174,11 @@ class WordSynthesiser:
         canvas = cv2.copyMakeBorder(ink.mask, border, border, border, border, cv2.BORDER_CONSTANT)
         columns = None if ink.spans is None else ink.spans.mean(1)[visual_order(ink.text)] + border
         few = len(self.families[lang]) < FEW_FAMILIES
-        if rng.random() < (0.4 if few else 0.25):
+        if rng.random() < (0.45 if few else 0.35):
             canvas = repaint(noise, canvas, size)
-        if rng.random() < (0.3 if few else 0.15):
+        if rng.random() < (0.35 if few else 0.22):
             canvas = reproportion(noise, canvas)
-        if rng.random() < (0.3 if few else 0.2):
+        if rng.random() < (0.4 if few else 0.28):
             canvas = ripple(noise, canvas, size)
         if rng.random() < 0.12 and width > 1.5 * height:
             canvas = bend(noise, canvas, rng.uniform(-0.35, 0.35) * height)
@@ -198,7 +198,7 @@ class WordSynthesiser:
         if tall < 0.6 * size and rng.random() < 0.7:  # low letters and lone marks keep their line
             margins[0] += int(rng.uniform(0, 0.6) * (size - tall))
             margins[1] += int(rng.uniform(0, 0.4) * (size - tall))
-        if rng.random() < 0.15:  # many boxes cut the first or the last character, which is labelled all the same
+        if rng.random() < 0.2:  # many boxes cut the first or the last character, which is labelled all the same
             margins[rng.choice((2, 3, 3))] = -int(0.1 * min(tall, right - left) * rng.random())
         top, bottom = top - margins[0], bottom + margins[1]
         left, right = left - margins[2], right + margins[3]
@@ -208,11 +208,22 @@ class WordSynthesiser:
         # piece of them is told from a sign at the end of the word.
         space = shown + int(tall * rng.uniform(0.1, 0.3))
         left, right = left - space * (side == "left"), right + space * (side == "right")
+        panel, before, after = None, False, False
+        if not side and rng.random() < 0.06:
+            panel = _ornament(rng, bottom - top, tall, lang not in KASHIDA_LANGUAGES)
+            before, after = rng.choice([(True, True), (True, True), (True, False), (False, True)])
+            left, right = left - panel.shape[1] * before, right + panel.shape[1] * after
         crop = _window(canvas, top, bottom, left, right)
         if columns is not None:
             points = np.stack([columns, np.full_like(columns, border + height / 2)], -1)[None].astype(np.float32)
             columns = (cv2.perspectiveTransform(points, matrix)[0, :, 0] - left) / max(1, right - left)
         neighbours = self._neighbours(rng, lang, face, style, crop.shape, tall, side, shown) if side else None
+        if panel is not None:
+            neighbours = np.zeros_like(crop)
+            if before:
+                neighbours[:, : panel.shape[1]] = panel
+            if after:
+                neighbours[:, -panel.shape[1] :] = panel[:, ::-1]
         return crop, neighbours, columns
 
     def _neighbours(
@@ -245,6 +256,32 @@ class WordSynthesiser:
         else:
             x = width - shown
         return _window(other, -y, height - y, -x, width - x)
+
+
+def _ornament(rng: random.Random, height: int, tall: int, dots: bool) -> np.ndarray:
+    """A dot or a dash beside a word, to its left, as signs have them and labels do not.
+
+    A space tells it from a sign that belongs to the word.
+
+    Args:
+        rng: Source of randomness.
+        height: Of the crop.
+        tall: Height of the word's ink.
+        dots: Whether it may be a dot, which is a zero in Arabic.
+
+    Returns:
+        Coverage, uint8 `[height, W]`, with the space at its right.
+    """
+    space, middle = round(tall * rng.uniform(0.2, 0.6)), round(height / 2 + tall * rng.uniform(-0.08, 0.08))
+    dot = dots and rng.random() < 0.5
+    half = max(1, round(tall * (rng.uniform(0.05, 0.14) if dot else rng.uniform(0.02, 0.06))))
+    length = 2 * half + 1 if dot else round(tall * rng.uniform(0.25, 1.2))
+    # Crops show them whole, with some margin, or cut them.
+    edge = round(rng.uniform(-0.7, 0.3) * length)
+    panel = np.zeros((height, max(1, edge + length + space)), np.uint8)
+    if dot:
+        return cv2.circle(panel, (edge + half, middle), half, 255, -1, cv2.LINE_AA)
+    return cv2.rectangle(panel, (edge, middle - half), (edge + length - 1, middle + half), 255, -1)
 
 
 def _with_kashidas(rng: random.Random, text: str) -> str:

@@ -44,9 +44,13 @@ FREQUENCY_POWER = 0.4
 CONJUNCT_SHARE = 0.3
 CONJUNCT_WORDS = (10, 150)
 
-# Percent of words, numbers, words with punctuation, random strings, single characters, pairs of words, and Latin
-# words among those of other scripts.
-MIXTURE = (60, 8, 13, 10, 1, 5, 3)
+# Percent of words, numbers, words with punctuation, random strings, single characters, several words, and Latin words
+# among those of other scripts.
+MIXTURE = (59, 8, 13, 8, 1, 8, 3)
+# How many words a box with several of them has, how often, and how long they are together at most.
+SEVERAL = {2: (7, 14), 3: (2, 22), 4: (1, 28)}
+# What stands between them, and how often.
+BETWEEN = {" ": 80, ", ": 8, ",": 6, " & ": 3, "/": 3}
 # What ends a word on a sign, and how often: of 671 photographed words 21 end in a comma, 7 in a colon, 6 in a full
 # stop. A comma that training hardly shows is taken for a piece of the next word.
 ENDINGS = {",": 14, ".": 6, ":": 6, "!": 2, "?": 1, ";": 1, "...": 1}
@@ -92,14 +96,14 @@ class WordSource:
     latin: list[str] = field(repr=False)
 
     def sample(self, rng: random.Random) -> str:
-        """A word as it is drawn: NFC, in logical order, with one space if it is two words."""
+        """A word as it is drawn: NFC, in logical order; sometimes it is several words."""
         kinds = (
             self._word,
             self._number,
             self._punctuated,
             self._random,
             self._character,
-            self._pair,
+            self._several,
             self._latin_word if self.latin else self._word,
         )
         while True:
@@ -184,12 +188,14 @@ class WordSource:
     def _latin_word(self, rng: random.Random) -> str:
         return _recase(rng, rng.choice(self.latin))
 
-    def _pair(self, rng: random.Random) -> str:
+    def _several(self, rng: random.Random) -> str:
+        count = rng.choices(list(SEVERAL), [often for often, _ in SEVERAL.values()])[0]
         for _ in range(20):
-            first, second = self._word(rng), rng.choice([self._word, self._number])(rng)
-            if len(first) + len(second) <= 14:
+            others = rng.choices([self._word, self._number], [4, 1], k=count - 1)
+            words = [draw(rng) for draw in (self._word, *others)]
+            if sum(map(len, words)) <= SEVERAL[count][1]:
                 break
-        return f"{first} {second}"
+        return rng.choices(list(BETWEEN), list(BETWEEN.values()))[0].join(words)
 
 
 @functools.cache

@@ -6,6 +6,8 @@ from PIL import Image
 from mstr_hf import cli
 from mstr_hf.evaluation import attention
 from mstr_hf.evaluation.attention import attention_maps
+from mstr_hf.models.configuration_refiner import RefinerConfig
+from mstr_hf.models.modeling_refiner import RefinerModel
 from mstr_hf.models.modeling_spotter import TOKEN_OFFSET
 
 
@@ -14,32 +16,44 @@ def test_maps_have_the_image_without_its_padding(tiny_refiner):
     pixel_mask = torch.arange(96)[None] < 72
     implementation = tiny_refiner.config._attn_implementation
     maps = attention_maps(tiny_refiner, pixel_values, pixel_mask, [TOKEN_OFFSET, TOKEN_OFFSET + 5])
-    assert maps.shape == (2, 4, 18) and maps.min() >= 0
+    assert maps.shape == (2, 4, 9) and maps.min() >= 0
     assert ((maps.sum((1, 2)) > 0) & (maps.sum((1, 2)) <= 1 + 1e-5)).all()
     assert tiny_refiner.config._attn_implementation == implementation
     assert not any(layer.cross_attn._forward_hooks for layer in tiny_refiner.layers)
-    assert attention_maps(tiny_refiner, pixel_values, pixel_mask, []).shape == (0, 4, 18)
+    assert attention_maps(tiny_refiner, pixel_values, pixel_mask, []).shape == (0, 4, 9)
 
 
 def test_maps_are_where_the_decoder_looks(tiny_refiner, monkeypatch):
-    """All attention on one row of the memory: the coarse level's second row, fifth column; then the fine level's."""
-    width, length = 12, tiny_refiner.config.spotter_config.max_length
-
-    def look_at(row: int) -> torch.Tensor:
-        def forward(hidden_states, memory=None, *arguments, **options):
-            weights = torch.zeros(1, 4, hidden_states.shape[1], memory.shape[1])
-            weights[..., length + row] = 1
-            return torch.zeros_like(hidden_states), weights
-
-        for layer in tiny_refiner.layers:
-            monkeypatch.setattr(layer.cross_attn, "forward", forward)
-        pixels = torch.zeros(1, 1, 32, 4 * width)
-        return attention_maps(tiny_refiner, pixels, torch.ones(1, 4 * width, dtype=torch.bool), [TOKEN_OFFSET])[0]
-
-    coarse = look_at(width + 4)
+    """All attention on one row of the memory: the last level's second row, fifth column; then the fine level's."""
+    width = 6
+    coarse = look_at(monkeypatch, tiny_refiner, width + 4, width)
     assert coarse[2:, 4].tolist() == [0.5, 0.5] and coarse.sum() == 1
-    fine = look_at(2 * width + 3 * width + 4)
+    fine = look_at(monkeypatch, tiny_refiner, 2 * width + 3 * width + 4, width)
     assert fine[3, 4] == 1 and fine.sum() == 1
+
+
+def test_maps_of_merged_rows_are_of_the_whole_height(tiny_refiner, monkeypatch):
+    width = 6
+    shape = tiny_refiner.spotter.config.to_dict() | {"merge_rows": True}
+    merged = RefinerModel(RefinerConfig(spotter_config=shape)).eval()
+    coarse = look_at(monkeypatch, merged, 4, width)
+    assert coarse[:, 4].tolist() == [0.25] * 4 and coarse.sum() == 1
+    fine = look_at(monkeypatch, merged, width + 3 * width + 4, width)
+    assert fine[3, 4] == 1 and fine.sum() == 1
+
+
+def look_at(monkeypatch, model: RefinerModel, row: int, width: int) -> torch.Tensor:
+    """The map of a decoder that only looks at one row of the visual memory."""
+
+    def forward(hidden_states, memory=None, *arguments, **options):
+        weights = torch.zeros(1, 4, hidden_states.shape[1], memory.shape[1])
+        weights[..., model.config.spotter_config.max_length + row] = 1
+        return torch.zeros_like(hidden_states), weights
+
+    for layer in model.layers:
+        monkeypatch.setattr(layer.cross_attn, "forward", forward)
+    pixels = torch.zeros(1, 1, 32, 8 * width)
+    return attention_maps(model, pixels, torch.ones(1, 8 * width, dtype=torch.bool), [TOKEN_OFFSET])[0]
 
 
 @pytest.mark.parametrize("top_k", [1, 3])

@@ -25,7 +25,7 @@ DECODER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, 
 
 
 def make_refiner(spotter: SpotterModel, **settings) -> RefinerModel:
-    torch.manual_seed(0)
+    torch.manual_seed(2)
     model = RefinerModel(RefinerConfig(spotter_config=spotter.config.to_dict(), text_config=DECODER, **settings))
     model.spotter.load_state_dict(spotter.state_dict())
     return model.eval()

@@ -215,11 +215,18 @@ def test_outputs_have_the_shapes_of_the_docstring(spotter, bank, images):
     assert any(texts(output, bank))  # the random weights read something, or much below would be empty
 
 
-@pytest.mark.parametrize("tall", [False, True])
-def test_padding_never_changes_a_reading(make_spotter, bank, images, tall):
-    spotter = make_spotter(bank, image_height=48, column_width=8, frames_per_column=4) if tall else make_spotter(bank)
-    if tall:
-        images = images | {"pixel_values": F.interpolate(images["pixel_values"], (48, images["pixel_mask"].shape[1]))}
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {},
+        {"image_height": 48, "column_width": 8, "frames_per_column": 4},
+        {"image_height": 48, "merge_rows": True},
+    ],
+)
+def test_padding_never_changes_a_reading(make_spotter, bank, images, shape):
+    spotter = make_spotter(bank, **shape)
+    column, height = spotter.config.column_width, spotter.config.image_height
+    images = images | {"pixel_values": F.interpolate(images["pixel_values"], (height, images["pixel_mask"].shape[1]))}
     pixels = images["pixel_values"].clone()
     # whatever stands in the padding
     pixels[~images["pixel_mask"][:, None, None].expand_as(pixels)] = 5.0
@@ -233,7 +240,7 @@ def test_padding_never_changes_a_reading(make_spotter, bank, images, tall):
         assert torch.allclose(together.blank_similarity[b, :frames], alone.blank_similarity[0], atol=1e-5)
         assert torch.equal(together.top_k_ids[b, :steps], alone.top_k_ids[0])
         assert not together.character_mask[b, steps:].any()
-        column = 8 if tall else 4
+        assert together.feature_maps[-1].shape[2] == (1 if shape.get("merge_rows") else height // 16)
         for level, own, step in zip(together.feature_maps, alone.feature_maps, (4, column, column), strict=True):
             assert own.shape[-1] == width // step
             assert torch.allclose(level[b, ..., : width // step], own[0], atol=1e-5)

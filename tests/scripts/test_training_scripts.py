@@ -300,14 +300,15 @@ def test_decoders_are_compared_on_equal_words(run, bank, labelled):
     assert "reads 20 of 30 words" in printed and printed.endswith(table + "\n")
     rows = [line.split(" | ") for line in table.splitlines()[4:]]
     spent = {row[0].strip("| "): float(row[1]) for row in rows}
-    assert len(rows) == 8 and "20 labels" in table
+    assert len(rows) == 9 and "20 labels" in table
     assert spent["CTC frames"] == spent["CTC frames, trained beside the Refiner"] < spent["the Refiner"]
-    for name in ("parallel queries", "CTC frames, the last maps H/16 x W/4", "CTC frames, the last maps H/8 x W/4"):
+    maps = [f"CTC frames, the last maps {kind}" for kind in ("H/16 x W/4", "H/16 x W/4, rows merged", "H/8 x W/4")]
+    for name in ("parallel queries", *maps):
         assert spent[name] == pytest.approx(spent["CTC frames"], rel=0.25)
     assert spent["CTC frames, as much compute as with the Refiner"] == pytest.approx(spent["the Refiner"], rel=0.25)
     # What is trained is not trained again.
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/final/model.safetensors")}
-    assert len(before) == 7
+    assert len(before) == 8
     assert run("compare_decoders", *options).endswith(table + "\n")
     assert before == {path: path.stat().st_mtime_ns for path in folder.glob("*/final/model.safetensors")}
     with pytest.raises(ValueError, match="was made with other seed: name another --output_dir"):

@@ -22,6 +22,8 @@ class SpotterConfig(MSTRConfig):
         image_height: Height of the input in pixels; a multiple of 16.
         column_width: Pixels of the image for each column of the last two levels: 4 or 8.
         frames_per_column: Frames for each of these columns.
+        merge_rows: Whether the rows of the last level become one before its layers (as in CRNN, Shi et al., 2017): at
+            equal compute, columns may be half as wide.
         projection_dim: Size D of an embedding; the bank's.
         logit_scale_init: Initial scale of the cosines in the training loss; learned.
         alignment_weight: Weight of the frame alignment loss, used where a batch says where its characters stand.
@@ -46,6 +48,7 @@ class SpotterConfig(MSTRConfig):
     image_height: int = 32
     column_width: int = 4
     frames_per_column: int = 2
+    merge_rows: bool = False
     projection_dim: int = 192
     logit_scale_init: float | int = 16.0
     alignment_weight: float | int = 1.0
@@ -82,6 +85,11 @@ class SpotterConfig(MSTRConfig):
         described = len(self.bank["characters"])
         if {len(self.bank["subtypes"]), self.num_prototypes} != {described}:
             raise ValueError(f"bank describes {described} rows, num_prototypes is {self.num_prototypes}")
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the last level."""
+        return 1 if self.merge_rows else self.image_height // 16
 
     @property
     def hidden_size(self) -> int:

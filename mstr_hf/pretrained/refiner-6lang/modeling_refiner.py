@@ -37,6 +37,9 @@ logger = logging.get_logger(__name__)
 
 PAD, BOS, EOS = 0, 1, 2
 SPECIAL_ROWS = 3
+# Pixels of the image for each column of the visual memory: the decoder looks at all of it at each step, and finer
+# columns, which the Spotter may have, would cost it twice as much.
+MEMORY_COLUMN = 8
 # The language model holds at most this much against a reading, in nats: of names and loan words it knows only that they
 # are in no list, and that is no reason to read something else.
 LEAST_PRIOR = -9.0
@@ -137,9 +140,10 @@ class VisualMemory(nn.Module):
         super().__init__()
         fine, middle, coarse = config.spotter_config.stage_channels
         size = config.text_config.hidden_size
-        self.coarse = nn.Conv2d(coarse, size, 1)
-        self.middle = nn.Conv2d(middle, size, 1)
-        self.fine = nn.Conv2d(fine, size, 3, (2, config.spotter_config.column_width // 4), 1)
+        self.step = MEMORY_COLUMN // config.spotter_config.column_width
+        self.coarse = nn.Conv2d(coarse, size, (1, self.step), (1, self.step))
+        self.middle = nn.Conv2d(middle, size, (1, self.step), (1, self.step))
+        self.fine = nn.Conv2d(fine, size, 3, 2, 1)
         self.norm = nn.LayerNorm(size)
         self.level = nn.Embedding(2, size)
         self.row = nn.Embedding(config.spotter_config.image_height // 8, size)
@@ -149,8 +153,9 @@ class VisualMemory(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Pyramid and `[B, columns]` to memory `[B, S, C]` and mask `[B, S]`."""
         fine, middle, coarse = feature_maps
-        top = self.coarse(coarse)
-        bottom = self.middle(middle) + self.fine(fine) + F.interpolate(top, scale_factor=(2.0, 1.0), mode="nearest")
+        column_mask = column_mask[:, :: self.step]
+        top, bottom = self.coarse(coarse), self.middle(middle) + self.fine(fine)
+        bottom = bottom + F.interpolate(top, bottom.shape[2:], mode="nearest")
         memories, masks = [], []
         for level, states in enumerate((top, bottom)):
             batch, size, height, width = states.shape
@@ -425,7 +430,8 @@ class RefinerModel(WholeCheckpointMixin, PreTrainedModel, GenerationMixin):
         # The Spotter's step at the same place is right most of the time: it goes in directly, and attention is left
         # with what the Spotter got wrong.
         nearest = positions.clamp(max=self.config.spotter_config.max_length - 1)
-        spotted = memory[:, nearest] * memory_mask[:, nearest, None].to(states.dtype)
+        # (By index_select, whose gradient a GPU has in a tenth of the time.)
+        spotted = memory.index_select(1, nearest) * memory_mask.index_select(1, nearest)[..., None].to(states.dtype)
         states = (states.view(spotted.shape[0], -1, *states.shape[1:]) + spotted[:, None]).flatten(0, 1)
         # A static cache is as long as it may ever get; what lies ahead is masked like the future.
         total = past + length
