@@ -27,7 +27,7 @@ from torch.export import Dim
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from mstr_hf.hub.publish import SAMPLES
-from mstr_hf.models.modeling_refiner import BOS, RefinerModel
+from mstr_hf.models.modeling_refiner import BOS, MEMORY_COLUMN, RefinerModel
 from mstr_hf.models.modeling_spotter import SpotterOutput
 from mstr_hf.models.processing_mstr import MSTRProcessor
 from mstr_hf.onnx_runtime import FORMAT, LANGUAGE_MODEL
@@ -201,7 +201,9 @@ def _networks(model: RefinerModel) -> dict[str, tuple[_Network, tuple[torch.Tens
     beams = Dim("beams")
     steps = Dim("steps", max=model.config.spotter_config.max_length)
     past = Dim("past", max=model.config.spotter_config.max_length)
-    width = model.config.spotter_config.column_width
+    # Images are whole columns of the visual memory wide, and the Spotter's columns may be finer.
+    finer = MEMORY_COLUMN // model.config.spotter_config.column_width
+    spotted_columns = finer * columns if finer > 1 else columns
     prototypes = model.spotter.head.prototypes
     pixels = torch.zeros(2, 1, model.config.spotter_config.image_height, 64)
     mask = torch.ones(2, 64, dtype=torch.bool)
@@ -219,8 +221,8 @@ def _networks(model: RefinerModel) -> dict[str, tuple[_Network, tuple[torch.Tens
             (prototypes, pixels, mask),
             {
                 "prototypes": {0: rows},
-                "pixel_values": {0: batch, 3: width * columns},
-                "pixel_mask": {0: batch, 1: width * columns},
+                "pixel_values": {0: batch, 3: MEMORY_COLUMN * columns},
+                "pixel_mask": {0: batch, 1: MEMORY_COLUMN * columns},
             },
         ),
         "memory": (
@@ -229,9 +231,9 @@ def _networks(model: RefinerModel) -> dict[str, tuple[_Network, tuple[torch.Tens
             {
                 "prototypes": {0: rows},
                 **{name: {0: batch, 1: steps} for name in ("top_k_ids", "top_k_scores", "character_mask")},
-                "column_mask": {0: batch, 1: columns},
-                "fine": {0: batch, 3: columns if width == 4 else width // 4 * columns},
-                **{name: {0: batch, 3: columns} for name in ("middle", "coarse")},
+                "column_mask": {0: batch, 1: spotted_columns},
+                "fine": {0: batch, 3: MEMORY_COLUMN // 4 * columns},
+                **{name: {0: batch, 3: spotted_columns} for name in ("middle", "coarse")},
             },
         ),
         "decoder": (

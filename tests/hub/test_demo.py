@@ -157,13 +157,18 @@ def test_words_are_read_in_the_browser(demo, browser, screen, tmp_path):
     # Characters of one language only.
     find("input[type=checkbox][name=en]")[0].click()
     english = {row.character for row in mstr_hf.build_vocabulary(mstr_hf.load_charsets(["en"])).rows}
-    wait(lambda: (text := heading()) and set(mstr_hf.normalise(text)) <= english)
+
+    def alert() -> str:
+        return "".join(element.text for element in find(".mstr[role=alert]"))
+
+    # Letters that look like these, or none at all.
+    wait(lambda: set(mstr_hf.normalise(text)) <= english if (text := heading()) else "No characters" in alert())
 
     Image.new("L", (900, 20)).save(tmp_path / "line.png")
     browser.get(demo)
     wait(lambda: len(find(".gallery-item img")) == 12)
     find("input[type=file]")[0].send_keys(str(tmp_path / "line.png"))
-    wait(lambda: "more than 20 times as wide as high" in "".join(e.text for e in find(".mstr[role=alert]")))
+    wait(lambda: "more than 20 times as wide as high" in alert())
     shoot("too-wide")
 
 
