@@ -11,7 +11,7 @@ from mstr_hf.models.text import normalise, visual_order
 from mstr_hf.synthesis import synthetic_words
 from mstr_hf.synthesis.fonts import hb_font
 from mstr_hf.synthesis.rendering import render_line
-from mstr_hf.synthesis.synthetic_words import KASHIDA, WordSynthesiser, _with_kashidas, _without_kashidas
+from mstr_hf.synthesis.synthetic_words import KASHIDA, WordSynthesiser, _ornament, _with_kashidas, _without_kashidas
 from mstr_hf.synthesis.words import WordsError, load_words
 from mstr_hf.vocabulary import build_vocabulary
 
@@ -144,6 +144,39 @@ def test_kashidas_never_reach_a_label(fonts, sources):
     assert not any(KASHIDA in words.word(3, index).text for index in range(300))
     with pytest.raises(ValueError, match="no face draws"):
         words.draw(0, KASHIDA, "ar")
+
+
+@pytest.mark.parametrize("dots", [True, False])
+def test_ornaments_keep_away_from_the_word(dots):
+    rng = random.Random(0)
+    height, tall = 60, 40
+    panels = [_ornament(rng, height, tall, dots) for _ in range(200)]
+    inked = [(np.flatnonzero(panel.any(1)), np.flatnonzero(panel.any(0)), panel) for panel in panels if panel.any()]
+    assert len(inked) > 150 and all(len(panel) == height for panel in panels)
+    assert all(panel.shape[1] - columns[-1] > 0.15 * tall for _, columns, panel in inked)
+    assert all(20 < rows.mean() < 40 for rows, _, _ in inked)
+    # Dots are about as high as wide, dashes longer than they are high; some of either are cut.
+    assert (sum(np.ptp(columns) <= np.ptp(rows) + 1 for rows, columns, _ in inked) > 60) == dots
+    assert 20 < sum(columns[0] == 0 for _, columns, _ in inked) < 180
+
+
+def test_ornaments_are_drawn_and_not_read(fonts, sources, monkeypatch):
+    drawn = []
+
+    def ornament(*arguments):
+        drawn.append(arguments)
+        return _ornament(*arguments)
+
+    monkeypatch.setattr(synthetic_words, "_ornament", ornament)
+    words = WordSynthesiser(fonts, {"en": sources["en"]}, None, "train", 0.2)
+    plain = 0
+    for index in range(300):
+        before = len(drawn)
+        word = words.word(3, index)
+        if len(drawn) > before and word.text.isalpha():
+            plain += 1
+            assert word.centres.min() > 0 and word.centres.max() < 1
+    assert 5 < len(drawn) < 50 and plain
 
 
 def test_labels_hold_only_the_characters_asked_for(fonts, sources):
