@@ -53,7 +53,8 @@ def explain(model: RefinerModel, processor: MSTRProcessor, image: Path, top_k: i
     bank = model.get_bank()
     ids = [bank.row(character["char"]) + TOKEN_OFFSET for character in characters]
     maps = attention_maps(model, inputs["pixel_values"], inputs["pixel_mask"], ids).numpy()
-    used = {lang for character in characters for lang in bank.languages[bank.row(character["char"])]}
+    shown = [one["char"] for character in characters for one in (character, *character["alternatives"])]
+    used = {lang for character in shown for lang in bank.languages[bank.row(character)]}
     return _draw(original, reading, maps, _Pen(sorted(used)), top_k)
 
 

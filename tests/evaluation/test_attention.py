@@ -9,6 +9,7 @@ from mstr_hf.evaluation.attention import attention_maps
 from mstr_hf.models.configuration_refiner import RefinerConfig
 from mstr_hf.models.modeling_refiner import RefinerModel
 from mstr_hf.models.modeling_spotter import TOKEN_OFFSET
+from mstr_hf.models.processing_mstr import MSTRProcessor
 
 
 def test_maps_have_the_image_without_its_padding(tiny_refiner):
@@ -67,6 +68,17 @@ def test_command_draws_a_picture(tiny_checkpoint, fonts, tmp_path, monkeypatch, 
         # The word itself, left and top, as it was.
         colours = np.asarray(picture)[24:96, 24:144].std()
     assert colours > 20
+
+
+def test_fonts_are_for_the_hypotheses_too(tiny_refiner, tiny_checkpoint, fonts, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(attention, "discover_fonts", lambda languages: asked.append(languages) or fonts)
+    character = {"char": "a", "score": 0.9, "alternatives": [{"char": "क", "score": 0.1}]}
+    reading = {"text": "a", "script": "Latn", "score": 0.9, "characters": [character]}
+    monkeypatch.setattr(type(tiny_refiner), "recognise", lambda *arguments, **options: [reading])
+    Image.new("L", (60, 30), 128).save(tmp_path / "word.png")
+    attention.explain(tiny_refiner, MSTRProcessor.from_pretrained(tiny_checkpoint), tmp_path / "word.png", 2)
+    assert asked == [["en", "hi"]]
 
 
 def test_broken_images_are_named(tiny_checkpoint, tmp_path, capsys):
